@@ -1,0 +1,1 @@
+"""One module per command; the tools/ scripts are doors to them."""

@@ -1,0 +1,140 @@
+"""DMA memory: memfd regions with an address here and an address (IOVA) at the device.
+
+DMA memory belongs to the process, not to a port. Every mapper (a VFIO container, a vhost-user
+memory table) is shown every region, so a frame received on one port can be sent on another.
+A region lives as long as somebody refers to it: pages, head slots and views do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from .errors import OutOfMemory
+
+HUGE_PAGE = 2 << 20
+SMALL_PAGE = mmap.PAGESIZE
+FIRST_IOVA = 4 << 30  # above the reserved MSI window, below the 39 bits of a small IOMMU
+_MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+
+
+class Region:
+    """A piece of DMA memory.
+
+    fd       memfd behind the memory (vhost-user hands it to the back end); offset in it is 0
+    size     bytes, a multiple of page_size
+    address  where it is mapped in this process
+    iova     where every device sees it
+    """
+
+    __slots__ = ("__weakref__", "_map", "address", "fd", "iova", "page_size", "size")
+
+    def __init__(self, fd: int, size: int, page_size: int, iova: int) -> None:
+        self.fd, self.size, self.page_size, self.iova = fd, size, page_size, iova
+        self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | _MAP_POPULATE)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def buffer(self) -> memoryview:
+        """The whole region, writable. It keeps the region mapped."""
+        return memoryview(self._map)
+
+    def __repr__(self) -> str:
+        return f"<Region {self.size} bytes, iova {self.iova:#x}, {self.page_size >> 10} KiB pages>"
+
+
+class Mapper(ABC):
+    """Who makes memory visible to a device: a VFIO container, a vhost-user memory table."""
+
+    @abstractmethod
+    def map(self, region: Region) -> None:
+        """Make `region` visible at `region.iova`. Raises a typed `Error` that names the mend."""
+
+    @abstractmethod
+    def unmap(self, iova: int, size: int) -> None:
+        """Take a region back. Called only once no device uses it."""
+
+
+class Memory:
+    """The process's DMA regions and the mappers that see them."""
+
+    def __init__(self) -> None:
+        self._regions: weakref.WeakSet[Region] = weakref.WeakSet()
+        self._mappers: list[Mapper] = []
+        self._next_iova = FIRST_IOVA
+
+    def allocate(self, size: int) -> Region:
+        """A zeroed region of at least `size` bytes, mapped for every attached device.
+
+        Huge pages are taken if enough are free, else ordinary pages.
+        """
+        region = self._create(size)
+        mapped: list[Mapper] = []
+        try:
+            for mapper in self._mappers:
+                mapper.map(region)
+                mapped.append(mapper)
+        except BaseException:
+            for mapper in mapped:
+                mapper.unmap(region.iova, region.size)
+            os.close(region.fd)
+            raise
+        self._regions.add(region)
+        final = weakref.finalize(region, self._release, region.fd, region.iova, region.size)
+        final.atexit = False  # at exit the devices are reset and the kernel frees the memory
+        return region
+
+    def attach(self, mapper: Mapper) -> None:
+        """Show every region, present and future, to `mapper`."""
+        mapped: list[Region] = []
+        try:
+            for region in self.regions():
+                mapper.map(region)
+                mapped.append(region)
+        except BaseException:
+            for region in mapped:
+                mapper.unmap(region.iova, region.size)
+            raise
+        self._mappers.append(mapper)
+
+    def detach(self, mapper: Mapper) -> None:
+        """Forget `mapper`; the caller has reset its devices, and closing it unmaps everything."""
+        if mapper in self._mappers:
+            self._mappers.remove(mapper)
+
+    def regions(self) -> Iterator[Region]:
+        return iter(sorted(self._regions, key=lambda region: region.iova))
+
+    def _create(self, size: int) -> Region:
+        for page_size, flags in ((HUGE_PAGE, os.MFD_HUGETLB), (SMALL_PAGE, 0)):
+            rounded = -(-size // page_size) * page_size
+            fd = None
+            try:
+                fd = os.memfd_create("pyvirtnet", os.MFD_CLOEXEC | flags)
+                os.ftruncate(fd, rounded)
+                iova = self._next_iova
+                region = Region(fd, rounded, page_size, iova)
+            except OSError as error:
+                if fd is not None:
+                    os.close(fd)
+                if flags == 0:
+                    raise OutOfMemory(
+                        f"cannot allocate {rounded >> 10} KiB of DMA memory",
+                        error.strerror or str(error),
+                        "free memory, or open the port with fewer pages= or a smaller ring_size=",
+                    ) from error
+                continue
+            self._next_iova += -(-rounded // HUGE_PAGE) * HUGE_PAGE
+            return region
+        raise AssertionError("unreachable")
+
+    def _release(self, fd: int, iova: int, size: int) -> None:
+        for mapper in self._mappers:
+            mapper.unmap(iova, size)
+        os.close(fd)
+
+
+memory = Memory()

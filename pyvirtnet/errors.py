@@ -1,0 +1,81 @@
+"""Every error a user can meet: what failed, why, and the command or setting that mends it."""
+
+
+class Error(Exception):
+    """Base of all pyvirtnet errors.
+
+    `what` failed, `why`, and `mend`: what the reader can do about it. `str()` joins the three.
+    """
+
+    def __init__(self, what: str, why: str = "", mend: str = "") -> None:
+        self.what, self.why, self.mend = what, why, mend
+        text = f"{what}: {why}" if why else what
+        super().__init__(f"{text}\n  mend: {mend}" if mend else text)
+
+
+class NoSuchDevice(Error):
+    """No PCI function, socket or simulator of that name."""
+
+
+class NotVirtioNet(Error):
+    """The PCI function exists and is not a virtio-net device that this driver can drive."""
+
+
+class NotBound(Error):
+    """The function is not bound to vfio-pci."""
+
+
+class NoIommu(Error):
+    """There is no IOMMU that VFIO can use for this function."""
+
+
+class GroupNotViable(Error):
+    """Another function of the IOMMU group is still with a kernel driver."""
+
+
+class DeviceBusy(Error):
+    """Another process, or another port of this one, holds the device."""
+
+
+class NoPermission(Error):
+    """This user may not open the group node or map memory."""
+
+
+class MemlockLimit(Error):
+    """RLIMIT_MEMLOCK is too small for the DMA memory."""
+
+
+class OutOfMemory(Error):
+    """DMA memory could not be had or could not be mapped."""
+
+
+class InterfaceInUse(Error):
+    """The kernel uses the interface: an address, a route, a bridge or bond, or traffic."""
+
+
+class BindFailed(Error):
+    """A driver could not be changed."""
+
+
+class FeatureMissing(Error):
+    """The device does not offer a feature that was asked for."""
+
+
+class DeviceBroken(Error):
+    """The device broke the virtio contract; its queue is stopped."""
+
+
+class DeviceGone(Error):
+    """The device was unplugged or its back end went away."""
+
+
+class DeviceTimeout(Error):
+    """The device did not answer within the bound."""
+
+
+class PortClosed(Error):
+    """The port was closed, or belongs to the process this one was forked from."""
+
+
+class QueueBusy(Error):
+    """Two threads called the same direction of one queue at the same time."""

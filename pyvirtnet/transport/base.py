@@ -1,0 +1,82 @@
+"""What every way to a device offers: registers, queues, doorbells, interrupts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Doorbell:
+    """How the hot path tells the device that a queue has new buffers.
+
+    mmio16   store `value` as 16 bits at address `target` (4.1.5.2)
+    eventfd  add one to the eventfd `target`
+    call     `target(value)`: for devices that live in this process
+    """
+
+    kind: Literal["mmio16", "eventfd", "call"]
+    target: int | Callable[[int], None]
+    value: int
+
+
+@dataclass(frozen=True)
+class QueueAddresses:
+    """Where a virtqueue's parts lie, as the device sees them (IOVAs), and its size (4.1.4.3)."""
+
+    size: int
+    descriptors: int
+    driver: int
+    device: int
+
+
+class Transport(ABC):
+    """One device's registers, before and after it lives. Cold path only.
+
+    Every wait is bounded and ends in `DeviceTimeout`; a device that has gone is `DeviceGone`.
+    """
+
+    name: str
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Write 0 to the status and wait until it reads 0 (3.1.1 step 1, 4.1.4.3.2)."""
+
+    @abstractmethod
+    def status(self) -> int:
+        """The device status (2.1)."""
+
+    @abstractmethod
+    def add_status(self, bits: int) -> None:
+        """Set bits of the status; bits already set stay (2.1.1)."""
+
+    @abstractmethod
+    def offered_features(self) -> int:
+        """The 64 feature bits that the device offers."""
+
+    @abstractmethod
+    def accept_features(self, features: int) -> None:
+        """Write the negotiated feature bits (3.1.1 step 4)."""
+
+    @abstractmethod
+    def read_config(self, offset: int, length: int) -> bytes:
+        """Device configuration bytes, consistent across config generations (2.5.1)."""
+
+    @abstractmethod
+    def queue_max_size(self, index: int) -> int:
+        """Largest size of queue `index`; 0 if there is none (4.1.4.3)."""
+
+    @abstractmethod
+    def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
+        """Program and enable queue `index`; its interrupts go to `interrupt_fd(index)`."""
+
+    @abstractmethod
+    def interrupt_fd(self, index: int | None) -> int:
+        """The eventfd of queue `index`, or of configuration changes for None. -1 if it has none."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Reset the device, then give up memory and file descriptors. Never raises for a
+        device that has gone. May be called twice."""

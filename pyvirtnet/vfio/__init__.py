@@ -1,0 +1,1 @@
+"""VFIO: how Linux hands a PCI function to this process."""
