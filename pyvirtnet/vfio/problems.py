@@ -1,0 +1,237 @@
+"""Why VFIO refused: turns an errno into the typed error that names the cause and its mend."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import resource
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..dma import Region
+from ..errors import (
+    DeviceBusy,
+    Error,
+    GroupNotViable,
+    MemlockLimit,
+    NoIommu,
+    NoPermission,
+    NotBound,
+    OutOfMemory,
+)
+from .function import SYS, VFIO_DRIVERS, Function
+
+PROC = Path("/proc")
+_CAP_IPC_LOCK = 1 << 14
+_HARMLESS_DRIVERS = (*VFIO_DRIVERS, "pci-stub")
+
+_TURN_ON = (
+    "boot the kernel with intel_iommu=on (AMD: amd_iommu=on) and have an IOMMU: VT-d or AMD-Vi "
+    "in the firmware; in QEMU, -M q35 -device intel-iommu,intremap=on,device-iotlb=on and "
+    "iommu_platform=on,disable-legacy=on for each NIC"
+)
+
+
+def no_iommu(function: Function) -> NoIommu:
+    """The function has no IOMMU group of its own, or VFIO's stand-in for one."""
+    what = f"cannot open {function.bdf}"
+    if function.noiommu:
+        return NoIommu(
+            what, "its group is VFIO's no-IOMMU stand-in, which is not supported", _TURN_ON
+        )
+    why = "it has no IOMMU group"
+    iommus = SYS / "class/iommu"
+    if not iommus.is_dir() or not any(iommus.iterdir()):
+        why += ", because the kernel runs without an IOMMU"
+    return NoIommu(what, why, _TURN_ON)
+
+
+def unsafe_interrupts(function: Function) -> NoIommu:
+    return NoIommu(
+        f"cannot open {function.bdf}",
+        "the IOMMU doesn't remap interrupts, so the device could forge them (EPERM)",
+        "in QEMU, -device intel-iommu,intremap=on; or, where the device is trusted, "
+        "echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+    )
+
+
+def wrong_api(function: Function, version: int) -> NoIommu:
+    return NoIommu(
+        f"cannot open {function.bdf}",
+        f"the kernel's VFIO interface is version {version}, not 0",
+        "use a kernel with VFIO containers",
+    )
+
+
+def attaching(function: Function, error: OSError) -> NoIommu:
+    """The group could not be put behind the container's IOMMU."""
+    if isinstance(error, PermissionError):
+        return unsafe_interrupts(function)
+    return NoIommu(
+        f"cannot open {function.bdf}",
+        f"the kernel can't put its group behind the IOMMU ({error.strerror})",
+        "dmesg | grep -i -e vfio -e iommu tells why; " + _TURN_ON,
+    )
+
+
+def no_type1(function: Function) -> NoIommu:
+    return NoIommu(
+        f"cannot open {function.bdf}",
+        "VFIO has no type 1 IOMMU driver",
+        "modprobe vfio_iommu_type1",
+    )
+
+
+def not_bound(function: Function) -> NotBound:
+    driver = function.driver
+    why = f"the driver {driver} has it" if driver else "no driver has it"
+    return NotBound(
+        f"cannot open {function.bdf}", f"{why}, not vfio-pci", f"tools/bind {function.bdf}"
+    )
+
+
+def container(function: Function, path: str, error: OSError) -> Error:
+    """/dev/vfio/vfio could not be opened."""
+    if isinstance(error, PermissionError):
+        what = f"cannot open {path}"
+        return NoPermission(what, str(error.strerror), f"as root: chmod 666 {path}")
+    return NotBound(
+        f"cannot open {path}",
+        f"{error.strerror}: the kernel's VFIO is not loaded",
+        "modprobe vfio-pci",
+    )
+
+
+def group(function: Function, path: str, error: OSError) -> Error:
+    """The group's node could not be opened."""
+    if isinstance(error, PermissionError):
+        return no_permission(function, path)
+    if isinstance(error, FileNotFoundError):
+        return not_bound(function)
+    return busy(function, path)
+
+
+def not_viable(function: Function) -> GroupNotViable:
+    """Names the functions that keep the group from being VFIO's; PCI bridges never do."""
+    culprits = [
+        f"{member.bdf} ({member.driver})"
+        for member in function.group_members()
+        if not member.is_bridge and member.driver not in (None, *_HARMLESS_DRIVERS)
+    ]
+    bdfs = " ".join(text.split()[0] for text in culprits) or function.bdf
+    return GroupNotViable(
+        f"cannot open {function.bdf}",
+        f"its IOMMU group {function.group} also holds {', '.join(culprits) or 'other devices'}, "
+        "with a kernel driver",
+        f"tools/bind {bdfs}",
+    )
+
+
+def busy(function: Function, path: str) -> DeviceBusy:
+    """Names the processes that have the node open, as far as this user may see."""
+    found = holders(path)
+    who = ", ".join(f"{name} (pid {pid})" for pid, name in found)
+    if not found:
+        who = "a process that this user may not look into"
+        mend = f"stop it; as root, fuser -v {path} names it"
+    elif found[0][0] == os.getpid():
+        return busy_here(function)
+    else:
+        mend = "stop it: kill " + " ".join(str(pid) for pid, _ in found)
+    return DeviceBusy(f"cannot open {function.bdf}", f"{path} is held by {who}", mend)
+
+
+def busy_here(function: Function) -> DeviceBusy:
+    return DeviceBusy(
+        f"cannot open {function.bdf}",
+        f"this process (pid {os.getpid()}) has it open already",
+        "close the other port first, or use it",
+    )
+
+
+def holders(path: str) -> list[tuple[int, str]]:
+    """(pid, name) of each process that has `path` open."""
+    found = []
+    for process in PROC.iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            if any(os.readlink(fd) == path for fd in (process / "fd").iterdir()):
+                found.append((int(process.name), (process / "comm").read_text().strip()))
+        except OSError:  # gone meanwhile, or another user's
+            continue
+    return sorted(found)
+
+
+def no_permission(function: Function, path: str) -> NoPermission:
+    try:
+        status = os.stat(path)
+        owner = f"{path} belongs to {_user(status.st_uid)} (mode {status.st_mode & 0o777:o})"
+    except OSError:
+        owner = f"{path} is not accessible"
+    user = _user(os.geteuid())
+    return NoPermission(
+        f"cannot open {function.bdf}",
+        f"{owner}, and this process runs as {user}",
+        f"as root: tools/bind {function.bdf} --user {user}",
+    )
+
+
+def mapping(size: int, error: OSError) -> Error:
+    """MAP_DMA failed: the memlock limit if that explains it, else memory or address space."""
+    what = f"cannot map {size >> 10} KiB of DMA memory"
+    status = _status()
+    allowed = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    needed = int(status.get("VmLck", "0").split()[0]) * 1024 + size
+    limited = allowed != resource.RLIM_INFINITY and needed > allowed
+    if isinstance(error, PermissionError):
+        return NoPermission(what, str(error.strerror), "run as root, or as the group node's owner")
+    if limited and not int(status.get("CapEff", "0"), 16) & _CAP_IPC_LOCK:
+        kib = needed + 1023 >> 10
+        return MemlockLimit(
+            what,
+            f"RLIMIT_MEMLOCK allows {allowed >> 10} KiB, and {kib} KiB are needed",
+            f"ulimit -l {kib} (as root: prlimit --pid $$ --memlock={kib << 10}), "
+            "or open the port with fewer pages=",
+        )
+    return OutOfMemory(what, str(error.strerror), "free memory, or open with fewer pages=")
+
+
+@dataclass
+class Limits:
+    """What the IOMMU can map: page sizes (a bit each), inclusive address ranges, mappings left."""
+
+    page_sizes: int = 4096
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    mappings: int = 65535
+
+
+def check_mapping(region: Region, limits: Limits) -> None:
+    """Raise if the IOMMU can't map `region`: the kernel's own answer would be a bare EINVAL."""
+    first, last = region.iova, region.iova + region.size - 1
+    what = f"cannot map DMA memory at {first:#x}-{last:#x}"
+    page = limits.page_sizes & -limits.page_sizes
+    if limits.ranges and not any(low <= first and last <= high for low, high in limits.ranges):
+        usable = ", ".join(f"{low:#x}-{high:#x}" for low, high in limits.ranges)
+        mend = "give the IOMMU more address bits (QEMU: -device intel-iommu,aw-bits=48)"
+        raise OutOfMemory(what, f"the IOMMU translates only {usable}", mend)
+    if page and (first | region.size) % page:
+        mend = f"reserve huge pages: echo 64 > /proc/sys/vm/nr_hugepages (of at least {page} bytes)"
+        raise OutOfMemory(what, f"the IOMMU's smallest page is {page >> 10} KiB", mend)
+    if limits.mappings < 1:
+        mend = "raise /sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+        raise OutOfMemory(what, "the kernel's limit of DMA mappings is reached", mend)
+
+
+def _status() -> dict[str, str]:
+    """/proc/self/status as names and values."""
+    lines = (PROC / "self/status").read_text().splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
