@@ -1,0 +1,213 @@
+"""Bind and restore: what is refused, and the steps, which can be shown before they are done."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from ..errors import DeviceBusy, Error, InterfaceInUse, NoIommu, NoPermission, NotVirtioNet
+from . import steps
+from .host import IOMMU_MEND, VFIO_PCI, Host, Until, read
+from .memo import forget, recall, remember, who_had
+from .steps import Owner
+from .uses import traffic, uses
+
+Say = Callable[[str], None]
+Do = Callable[[Until], str | None]
+
+
+@dataclass
+class _Plan:
+    """What to say and do for one NIC. `undo` puts it back; false when that took nothing."""
+
+    bdf: str
+    undo: Callable[[Until], bool]
+    notes: list[str] = field(default_factory=list)
+    steps: list[tuple[str, Do]] = field(default_factory=list)
+
+    def step(self, text: str, do: Do) -> None:
+        self.steps.append((text, do))
+
+
+def bind(
+    nics: Sequence[str],
+    *,
+    owner: Owner | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    host: Host | None = None,
+    say: Say = lambda line: None,
+) -> None:
+    """Bind NICs to vfio-pci: all of them, or none if one can't be. `owner` gets their nodes."""
+    host = host or Host()
+    bdfs = list(dict.fromkeys(_resolve(host, nic) for nic in nics))
+    for bdf in bdfs:
+        _refuse_bind(host, bdf, force)
+    plans = [_plan_bind(host, bdf, bdfs, owner or Owner()) for bdf in bdfs]
+    _run(host, plans, dry_run, say)
+
+
+def restore(
+    nics: Sequence[str],
+    *,
+    dry_run: bool = False,
+    host: Host | None = None,
+    say: Say = lambda line: None,
+) -> None:
+    """Give NICs back to the drivers they came from, and wait for their interfaces."""
+    host = host or Host()
+    bdfs = list(dict.fromkeys(_resolve(host, nic) for nic in nics))
+    for bdf in bdfs:
+        _refuse_restore(host, bdf)
+    _run(host, [_plan_restore(host, bdf) for bdf in bdfs], dry_run, say)
+
+
+def _resolve(host: Host, text: str) -> str:
+    """As the host does; the interface that a bound NIC had is known too."""
+    try:
+        return host.resolve(text)
+    except Error:
+        bdf = who_had(host, text)
+        if bdf is None:
+            raise
+        return bdf
+
+
+def _run(host: Host, plans: list[_Plan], dry_run: bool, say: Say) -> None:
+    if not dry_run and not os.access(host.pci / "drivers_probe", os.W_OK):
+        why = "only root may, and /sys must be writable"
+        raise NoPermission("cannot change drivers", why, "run it again with sudo")
+    begun: list[_Plan] = []
+    with host.watch() as until:
+        try:
+            for plan in plans:
+                begun.append(plan)
+                _run_one(plan, until, dry_run, say)
+        except BaseException:
+            for plan in reversed(begun):
+                _undo(plan, until, say)
+            raise
+
+
+def _run_one(plan: _Plan, until: Until, dry_run: bool, say: Say) -> None:
+    for note in plan.notes:
+        say(f"{plan.bdf}: {note}")
+    for text, do in plan.steps:
+        if dry_run:
+            say(f"{plan.bdf}: would {text}")
+        else:
+            remark = do(until)
+            say(f"{plan.bdf}: {remark or text}")
+
+
+def _undo(plan: _Plan, until: Until, say: Say) -> None:
+    try:
+        if plan.undo(until):
+            say(f"{plan.bdf}: put back as it was")
+    except Error as error:
+        say(f"{plan.bdf}: could not be put back: {error}")
+
+
+# Binding
+
+
+def _refuse_bind(host: Host, bdf: str, force: bool) -> None:
+    what = f"cannot bind {bdf}"
+    if not host.is_network(bdf):
+        why = f"class {read(host.path(bdf) / 'class')} is not a network device"
+        raise NotVirtioNet(what, why, "tools/bind status lists the NICs of this machine")
+    if host.driver(bdf) == VFIO_PCI or force:
+        return
+    if reasons := [*uses(host, bdf), *traffic(host, bdf)]:
+        mend = f"take it out of use, or: tools/bind {bdf} --force"
+        raise InterfaceInUse(what, f"in use: {'; '.join(reasons)}", mend)
+    if _without_iommu(host, bdf):
+        raise NoIommu(what, "it has no IOMMU group, so VFIO can't map memory for it", IOMMU_MEND)
+
+
+def _without_iommu(host: Host, bdf: str) -> bool:
+    return host.group(bdf) is None and not host.noiommu()
+
+
+def _plan_bind(host: Host, bdf: str, bdfs: list[str], owner: Owner) -> _Plan:
+    old = host.driver(bdf)
+    plan = _Plan(bdf, partial(_back, host, bdf, old), notes=_notes(host, bdf, bdfs))
+    if old == VFIO_PCI:
+        plan.undo = lambda until: False
+        plan.step(f"keep {VFIO_PCI}: already bound to it", lambda until: None)
+    else:
+        plan.step(f"load {VFIO_PCI}", partial(steps.load, host))
+        plan.step(f"remember {old or 'no driver'}", lambda until: remember(host, bdf))
+        for name in filter(host.is_up, host.interfaces(bdf)):
+            plan.step(f"take {name} down", partial(steps.take_down, host, name))
+        plan.step(f"move from {old or 'no driver'} to {VFIO_PCI}", partial(steps.take, host, bdf))
+    plan.step("wait for its node under /dev/vfio", partial(steps.await_node, host, bdf))
+    if owner:
+        _ = owner.uid, owner.gid  # an unknown name fails before anything is changed
+        plan.step(f"give the node to {owner}", partial(steps.give, host, bdf, owner))
+    return plan
+
+
+def _back(host: Host, bdf: str, old: str | None, until: Until) -> bool:
+    moved = steps.put_back(host, bdf, old, until)
+    if old is not None:
+        forget(host, bdf)
+    return moved
+
+
+def _notes(host: Host, bdf: str, bdfs: list[str]) -> list[str]:
+    notes = [f"IOMMU group {host.group(bdf) or 'none'}, {_company(host, bdf)}"]
+    if not host.is_virtio_net(bdf):
+        notes.append("warning: not a virtio-net device, pyvirtnet cannot drive it")
+    if _without_iommu(host, bdf):
+        notes.append(f"warning: it has no IOMMU group: {IOMMU_MEND}")
+    elif host.ignores_iommu(bdf):
+        notes.append(
+            "warning: it does not offer ACCESS_PLATFORM, so its DMA goes past the IOMMU and "
+            "misses (QEMU: -device virtio-net-pci,…,iommu_platform=on)"
+        )
+    spoilers = [f"{one} ({host.driver(one)})" for one in host.spoilers(bdf) if one not in bdfs]
+    if spoilers:
+        notes.append(
+            f"warning: the group can't be opened until these are bound to {VFIO_PCI} or to no "
+            f"driver: {', '.join(spoilers)}"
+        )
+    if host.driver(bdf) != VFIO_PCI:
+        notes += [f"warning: this ends: {use}" for use in uses(host, bdf)]
+    return notes
+
+
+def _company(host: Host, bdf: str) -> str:
+    members = [
+        f"{one} ({'bridge, harmless' if host.is_bridge(one) else host.driver(one) or 'no driver'})"
+        for one in host.members(bdf)
+    ]
+    return f"with {', '.join(members)}" if members else "alone in it"
+
+
+# Restoring
+
+
+def _refuse_restore(host: Host, bdf: str) -> None:
+    holders = host.holders(bdf) if host.driver(bdf) == VFIO_PCI else []
+    if holders:
+        why = f"held by {', '.join(holders)}"
+        raise DeviceBusy(f"cannot restore {bdf}", why, "end that process, then restore again")
+
+
+def _plan_restore(host: Host, bdf: str) -> _Plan:
+    now, memo = host.driver(bdf), recall(host, bdf)
+    plan = _Plan(bdf, lambda until: False)
+    if now not in (None, VFIO_PCI):
+        names = ", ".join(host.interfaces(bdf)) or "none"
+        plan.step(f"keep {now}: not bound to {VFIO_PCI}, interface {names}", lambda until: None)
+        return plan
+    plan.step(
+        f"move from {now or 'no driver'} to {memo.driver or 'the driver the kernel chooses'}",
+        partial(steps.give_back, host, bdf, memo.driver),
+    )
+    if memo.interfaces or host.is_network(bdf):
+        wait = partial(steps.await_interface, host, bdf, memo.interfaces)
+        plan.step("wait for its interface", wait)
+    plan.step("forget what it was", lambda until: forget(host, bdf))
+    return plan
