@@ -1,0 +1,229 @@
+"""A running guest: starts QEMU, pumps the command's output, knows how it ended."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ..errors import Error
+from ._vm_cpio import Archive
+from ._vm_image import Image, find_program, project
+from ._vm_machine import Machine
+
+TIMED_OUT = 124  # as timeout(1)
+_CHANNELS = ("stdout", "stderr", "status")  # virtio-serial ports 1, 2, 3, as guest-init has them
+_CONSOLE_LINES = 25
+
+Sink = Callable[[bytes], object]
+
+
+class Guest:
+    """Runs `command` in a guest of `machine`; the context's end ends QEMU.
+
+    `pump()` until `status` is not None. A guest that hung or died has status 124, and `failure`
+    says how it ended.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        payload: Path,
+        machine: Machine,
+        command: Sequence[str],
+        *,
+        stdout: Sink,
+        stderr: Sink,
+        timeout: float,
+        share: Path | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self.status: int | None = None
+        self.failure = ""
+        self.booted_after: float | None = None
+        self._sinks = {"stdout": stdout, "stderr": stderr, "status": self._on_status}
+        self._answer = b""
+        self._timeout = timeout
+        self.folder = Path(tempfile.mkdtemp(prefix="pyvirtnet-vm-"))
+        self._selector = selectors.DefaultSelector()
+        self._qemu: subprocess.Popen[bytes] | None = None
+        try:
+            self._listen()
+            initrd = self._initrd(image, payload, command, share)
+            arguments = [*prefix, *self._arguments(image, initrd, machine, share)]
+            self._start(arguments)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def pump(self, wait: float | None = None) -> None:
+        """Waits for output, the end or the time-out (or at most `wait` seconds); handles it."""
+        if self.status is not None:
+            return
+        left = self._started + self._timeout - time.monotonic()
+        events = self._selector.select(max(0.0, left if wait is None else min(left, wait)))
+        ended = False
+        for key, _ in events:
+            if key.data == "qemu":
+                ended = True
+            else:
+                self._on_socket(key)
+        if self.status is None and ended:
+            self._drain()
+            self._fail(self._cause_of_death())
+        elif self.status is None and time.monotonic() >= self._started + self._timeout:
+            self._fail(f"time-out: the guest did not finish within {self._timeout:g} s")
+
+    def console(self) -> str:
+        """The last lines of the guest's console."""
+        try:
+            text = (self.folder / "console").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.replace("\r", "").splitlines()[-_CONSOLE_LINES:])
+
+    def close(self) -> None:
+        """Ends QEMU (its disks are snapshots: nothing is lost) and removes what it used."""
+        if self._qemu is not None and self._qemu.poll() is None:
+            self._qemu.kill()
+            self._qemu.wait()
+        for key in list((self._selector.get_map() or {}).values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+            else:
+                os.close(key.fd)
+        self._selector.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _listen(self) -> None:
+        for channel in _CHANNELS:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(str(self.folder / channel))
+            listener.listen(1)
+            self._selector.register(listener, selectors.EVENT_READ, f"listen {channel}")
+
+    def _initrd(
+        self, image: Image, payload: Path, command: Sequence[str], share: Path | None
+    ) -> Path:
+        """The image's initial file system, the package, and this run's command: the kernel
+        unpacks archives that follow one another."""
+        path = self.folder / "initrd"
+        with open(path, "wb") as out:
+            for part in (image.initrd, payload):
+                with open(part, "rb") as file:
+                    shutil.copyfileobj(file, out)
+            with Archive(out) as archive:
+                script = f"exec {shlex.join(command)}\n"
+                archive.file("payload/run/pyvirtnet/command", os.fsencode(script), 0o755)
+                if share is not None:
+                    archive.file("payload/run/pyvirtnet/share", b"")
+        return path
+
+    def _arguments(
+        self, image: Image, initrd: Path, machine: Machine, share: Path | None
+    ) -> list[str]:
+        kernel_line = "console=ttyS0 panic=-1 loglevel=4 intel_iommu=on"
+        qemu = find_program("qemu-system-x86_64", "qemu-system-x86")
+        # pdeathsig: the guest must not outlive this process, however it ends
+        arguments = ["setpriv", "--pdeathsig", "KILL", qemu, "-nodefaults", "-no-user-config"]
+        arguments += ["-display", "none", "-no-reboot", *machine.arguments(self.folder)]
+        arguments += ["-kernel", str(image.kernel), "-initrd", str(initrd), "-append", kernel_line]
+        arguments += ["-drive", f"file={image.disk},format=raw,if=none,id=root,snapshot=on"]
+        arguments += ["-device", "virtio-blk-pci,drive=root,addr=1e.0"]
+        arguments += ["-chardev", f"file,id=console,path={self.folder / 'console'}"]
+        arguments += ["-serial", "chardev:console", "-device", "virtio-serial-pci,addr=1d.0"]
+        for number, channel in enumerate(_CHANNELS, start=1):
+            path = self.folder / channel
+            arguments += ["-chardev", f"socket,id={channel},path={path}"]
+            arguments += ["-device", f"virtserialport,chardev={channel},name={channel},nr={number}"]
+        arguments += _folder("project", project(), "1c.0", ",readonly=on")
+        if share is not None:
+            arguments += _folder("share", share, "1b.0")
+        return arguments
+
+    def _start(self, arguments: list[str]) -> None:
+        self._started = time.monotonic()
+        with open(self.folder / "qemu.log", "wb") as log:
+            self._qemu = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+            )
+        fd = os.pidfd_open(self._qemu.pid)
+        self._selector.register(fd, selectors.EVENT_READ, "qemu")
+
+    def _on_socket(self, key: selectors.SelectorKey) -> None:
+        sock = key.fileobj
+        assert isinstance(sock, socket.socket)
+        if key.data.startswith("listen "):
+            connection, _ = sock.accept()
+            self._selector.unregister(sock)
+            sock.close()
+            channel = key.data.removeprefix("listen ")
+            self._selector.register(connection, selectors.EVENT_READ, channel)
+            return
+        data = sock.recv(1 << 16)
+        if data:
+            self._sinks[key.data](data)
+        else:
+            self._selector.unregister(sock)
+            sock.close()
+
+    def _on_status(self, data: bytes) -> None:
+        """guest-init says "booted" before the command, and its exit status after it."""
+        self._answer += data
+        if self.booted_after is None and self._answer.startswith(b"booted\n"):
+            self.booted_after = time.monotonic() - self._started
+        lines = self._answer.split(b"\n")
+        if len(lines) == 3:
+            self._drain()
+            self.status = int(lines[1])
+
+    def _drain(self) -> None:
+        """Takes the output that is already here; the guest has written it before it ended."""
+        for key in list(self._selector.get_map().values()):
+            if key.data in ("stdout", "stderr") and isinstance(key.fileobj, socket.socket):
+                key.fileobj.setblocking(False)
+                try:
+                    while data := key.fileobj.recv(1 << 16):
+                        self._sinks[key.data](data)
+                except BlockingIOError:
+                    continue
+
+    def _cause_of_death(self) -> str:
+        assert self._qemu is not None
+        code = self._qemu.wait()
+        log = (self.folder / "qemu.log").read_text(errors="replace").strip()
+        if self.booted_after is None and not self.console():
+            raise Error("QEMU did not start", log or f"it ended with {code}", "see the message")
+        panic = "Kernel panic" in self.console()
+        how = "kernel panic" if panic else "the guest ended before the command did"
+        if code < 0:
+            how = f"QEMU was ended by {signal.Signals(-code).name}"
+        return f"{how}\n{log}" if log else how
+
+    def _fail(self, text: str) -> None:
+        self.failure = f"{text}\n--- the guest's last console lines ---\n{self.console()}"
+        self.status = TIMED_OUT
+
+
+def _folder(tag: str, path: Path, slot: str, options: str = "") -> list[str]:
+    escaped = str(path).replace(",", ",,")
+    device = f"local,id={tag},path={escaped},security_model=none,multidevs=remap{options}"
+    return ["-fsdev", device, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag},addr={slot}"]

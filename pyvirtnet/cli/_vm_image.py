@@ -1,0 +1,214 @@
+"""The guest's image: kernel, initial file system and root disk, built from vm-images/ and cached."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import lzma
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import Error
+from ._vm_cpio import Archive
+
+SUITE = "bookworm"
+_FORMAT = "1"  # part of the cache key; raised when this file builds something else of a recipe
+_DISK_SIZE = "2G"  # sparse
+_SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built guest image; `python` is the version of its python3, as "3.11"."""
+
+    kernel: Path
+    initrd: Path
+    disk: Path
+    python: str
+
+
+def project() -> Path:
+    """The clone: tools/ names it, and else it is where this file is."""
+    path = Path(os.environ.get("PYVIRTNET_PROJECT") or Path(__file__).parents[2]).resolve()
+    if not (path / "vm-images").is_dir():
+        raise Error(
+            "no guest recipe", f"{path} has no vm-images/", "run tools/vm of a clone of pyvirtnet"
+        )
+    return path
+
+
+def cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(base) / "pyvirtnet"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def say(text: str) -> None:
+    print(f"vm: {text}", file=sys.stderr, flush=True)
+
+
+def find_program(name: str, package: str) -> str:
+    found = shutil.which(name, path=_SYSTEM_PATH)
+    if found is None:
+        raise Error(f"cannot run {name}", "it is not installed", f"apt-get install {package}")
+    return found
+
+
+@contextmanager
+def exclusive(name: str) -> Iterator[None]:
+    """One builder at a time; the others wait and find its work done."""
+    with open(cache() / f"{name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process builds the {name}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def image() -> Image:
+    """The image of the present recipe, built if it is not in the cache."""
+    recipe = project() / "vm-images" / "debian12"
+    folder = cache() / f"image-{_key(recipe)}"
+    if not folder.is_dir():
+        with exclusive("image"):
+            if not folder.is_dir():
+                _build(recipe, folder)
+    facts = json.loads((folder / "facts.json").read_text())
+    return Image(
+        folder / "vmlinux", folder / "initrd.cpio", folder / "root.ext4", facts["python"]
+    )
+
+
+def _key(recipe: Path) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {platform.machine()}\n".encode())
+    for path in sorted(recipe.iterdir()):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {path.stat().st_mode & 0o111} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _build(recipe: Path, folder: Path) -> None:
+    start = time.monotonic()
+
+    def stage(text: str) -> None:
+        say(f"[{time.monotonic() - start:5.1f} s] {text}")
+
+    for left in folder.parent.glob("image-*.part"):  # of a build that was killed
+        _as_root("rm", "-rf", str(left))
+    part = folder.with_name(folder.name + ".part")
+    part.mkdir()
+    root = part / "root"
+    try:
+        stage(f"installing Debian {SUITE} with mmdebstrap (a minute or two)")
+        _debootstrap(recipe, root, part / "build.log")
+        stage("unpacking the kernel and packing the initial file system")
+        facts = _boot_files(recipe, root, part)
+        stage("writing the root disk")
+        disk = part / "root.ext4"
+        mke2fs = find_program("mke2fs", "e2fsprogs")
+        options = ["-q", "-t", "ext4", "-O", "^has_journal", "-d", str(root)]
+        _as_root(mke2fs, *options, str(disk), _DISK_SIZE)
+        _as_root("chown", f"{os.getuid()}:{os.getgid()}", str(disk))
+        _as_root("rm", "-rf", str(root))
+        (part / "facts.json").write_text(json.dumps(facts))
+        part.rename(folder)
+    except BaseException:
+        _as_root("rm", "-rf", str(part))
+        raise
+    stage(f"the image is ready: {folder}")
+
+
+def _as_root(*command: str) -> None:
+    """Runs what keeps the guest's owners and modes, which an ordinary user can't write."""
+    prefix = [] if os.geteuid() == 0 else ["sudo"]
+    try:
+        subprocess.run([*prefix, *command], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Error(
+            f"cannot run {command[0]}", str(error), "run as root, or as a user who may use sudo"
+        ) from error
+
+
+def _words(path: Path) -> list[str]:
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _debootstrap(recipe: Path, root: Path, log: Path) -> None:
+    command = [] if os.geteuid() == 0 else ["sudo"]
+    command += [find_program("mmdebstrap", "mmdebstrap"), "--variant=minbase", "--mode=root"]
+    command += ["--include=" + ",".join(_words(recipe / "packages"))]
+    command += [f"--dpkgopt=path-exclude={path}" for path in _words(recipe / "exclude")]
+    command += ['--aptopt=Acquire::Languages "none"', "--dpkgopt=force-unsafe-io"]
+    command += [f"--customize-hook={recipe / 'customize'} \"$1\"", SUITE, str(root)]
+    with open(log, "wb") as output:
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    if result.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise Error(
+            "the guest image could not be built",
+            f"mmdebstrap ended with status {result.returncode}:\n{tail}",
+            "see that this machine reaches its Debian mirror (apt-get update), then try again",
+        )
+
+
+def _boot_files(recipe: Path, root: Path, out: Path) -> dict[str, str]:
+    """Writes vmlinux and initrd.cpio; says what the rest must know of the guest."""
+    (compressed,) = (root / "boot").glob("vmlinuz-*")
+    (out / "vmlinux").write_bytes(_decompress(compressed.read_bytes()))
+    modules = root / "usr/lib/modules" / compressed.name.removeprefix("vmlinuz-")
+    order = _load_order(modules, _words(recipe / "modules"))
+    with open(out / "initrd.cpio", "wb") as file, Archive(file) as archive:
+        for name in ("dev", "proc", "root", "payload/root", "payload/run"):
+            archive.folder(name)
+        archive.file("bin/busybox", (root / "bin/busybox").read_bytes(), 0o755)
+        for applet in ("sh", "mount", "umount", "insmod", "cp", "sleep", "switch_root", "poweroff"):
+            archive.link(f"bin/{applet}", "busybox")
+        for path in order:
+            archive.file(f"modules/{path.name}", path.read_bytes())
+        archive.file("modules/order", "".join(f"{path.name}\n" for path in order).encode())
+        archive.file("init", (recipe / "initrd-init").read_bytes(), 0o755)
+    python = os.readlink(root / "usr/bin/python3").removeprefix("python")
+    return {"python": python, "kernel": modules.name}
+
+
+def _decompress(bzimage: bytes) -> bytes:
+    """The ELF kernel in a bzImage: QEMU starts it directly, and no guest has to unpack it.
+
+    Linux's boot protocol: sectors of set-up code at 0x1f1, payload offset and length at 0x248.
+    """
+    offset, length = struct.unpack_from("<II", bzimage, 0x248)
+    start = (bzimage[0x1F1] + 1) * 512 + offset
+    return lzma.LZMADecompressor().decompress(bzimage[start : start + length])
+
+
+def _load_order(modules: Path, wanted: list[str]) -> list[Path]:
+    """The module files to load for `wanted`, each after what it depends on."""
+    needs: dict[str, list[str]] = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        path, _, depends = line.partition(":")
+        needs[path] = depends.split()
+    by_name = {Path(path).name.split(".")[0].replace("-", "_"): path for path in needs}
+    builtin = (modules / "modules.builtin").read_text()
+    order: list[str] = []
+    for name in wanted:
+        if f"/{name}.ko" in builtin:
+            continue
+        path = by_name[name.replace("-", "_")]
+        for module in [*reversed(needs[path]), path]:  # modules.dep: the deepest comes last
+            if module not in order:
+                order.append(module)
+    return [modules / path for path in order]
