@@ -34,6 +34,7 @@ class Bar:
 
 NO_REGION = Bar(0, 0, ())
 
+
 class Device:
     """An open function. Every access is of exactly the width asked for (4.1.3.1)."""
 

@@ -1,0 +1,387 @@
+"""The virtio-pci transport against the fake device: access rules, life cycle, hostile devices."""
+
+import ctypes
+import os
+
+import fake_vfio
+import pytest
+from fake_vfio import BDF, FakeIommu, FakeVfio, capability, make_sysfs, standard_capabilities
+
+from pyvirtnet import errors
+from pyvirtnet.transport import vfio_pci
+from pyvirtnet.transport.base import QueueAddresses
+from pyvirtnet.transport.vfio_pci import VfioPciTransport
+
+ADDRESSES = QueueAddresses(256, 0x1_2345_6000, 0x1_2345_7000, 0x1_2345_8000)
+
+
+@pytest.fixture(autouse=True)
+def sysfs(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyvirtnet.vfio.function.SYS", tmp_path)
+    monkeypatch.setattr("pyvirtnet.vfio.problems.SYS", tmp_path)
+    make_sysfs(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def fake():
+    """A device whose rules must hold when the test is over."""
+    device = FakeVfio()
+    yield device
+    assert device.violations == []
+
+
+def open_port(device):
+    return VfioPciTransport(BDF, FakeIommu(device))
+
+
+def with_capabilities(*bodies):
+    return FakeVfio(list(bodies))
+
+
+class TestLife:
+    def test_open_resets_a_device_that_was_left_running(self, fake):
+        fake.power(0x0F)
+        assert open_port(fake).status() == 0
+
+    def test_open_enables_dma_after_the_reset_and_sets_all_vectors_in_one_call(self, fake):
+        open_port(fake)
+        assert fake.events == ["open", "virtio reset", "dma on", "irqs 4"]
+
+    def test_close_stops_the_device_before_anything_is_given_up(self, fake):
+        transport = open_port(fake)
+        fake.events.clear()
+        transport.close()
+        order = ["virtio reset", "irqs 0", "dma off", "reset", "close", "leave group"]
+        assert fake.events == order
+
+    def test_close_may_be_called_twice(self, fake):
+        transport = open_port(fake)
+        transport.close()
+        fake.events.clear()
+        transport.close()
+        assert fake.events == []
+
+    def test_close_without_function_level_reset(self, fake):
+        fake.can_reset = False
+        open_port(fake).close()
+        assert "reset" not in fake.events
+        assert fake.events[-2:] == ["close", "leave group"]
+
+    def test_close_of_a_device_that_has_gone_does_not_raise(self, fake):
+        transport = open_port(fake)
+        fake.gone = True
+        transport.close()
+        assert fake.events[-2:] == ["close", "leave group"]
+
+    def test_close_closes_every_eventfd(self, fake):
+        transport = open_port(fake)
+        fds = [transport.interrupt_fd(index) for index in (None, 0, 1, 2)]
+        transport.close()
+        for fd in fds:
+            with pytest.raises(OSError):
+                os.fstat(fd)
+
+    def test_use_after_close_is_refused(self, fake):
+        transport = open_port(fake)
+        transport.close()
+        with pytest.raises(errors.PortClosed):
+            transport.status()
+
+    def test_abandon_closes_files_and_leaves_the_device_alone(self, fake):
+        transport = open_port(fake)
+        transport.setup_queue(0, ADDRESSES)
+        fake.events.clear()
+        fake.accesses.clear()
+        transport.abandon()
+        assert fake.events == ["close", "abandon"]
+        assert fake.accesses == []
+
+    def test_a_failed_open_gives_everything_up(self, fake):
+        fake.notify_offs = [0] * 3
+        fake.config[0x06] = 0  # no capability list
+        with pytest.raises(errors.NotVirtioNet):
+            open_port(fake)
+        assert fake.events[-2:] == ["close", "leave group"]
+
+    def test_a_failure_while_the_device_is_asked_for_its_regions(self, fake, monkeypatch):
+        monkeypatch.setattr(fake, "_region_info", lambda view: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            open_port(fake)
+        assert fake.events[-2:] == ["close", "leave group"]
+
+
+class TestRegisters:
+    def test_features_are_64_bits_in_two_halves(self, fake):
+        fake.features = 0xDEADBEEF_00C0FFEE
+        assert open_port(fake).offered_features() == 0xDEADBEEF_00C0FFEE
+
+    def test_accepted_features_reach_the_device(self, fake):
+        open_port(fake).accept_features(1 << 32 | 1 << 15)
+        assert fake.state("driver_feature") == 1 << 32 | 1 << 15
+
+    def test_status_bits_add_up(self, fake):
+        transport = open_port(fake)
+        for bits in (1, 2, 8):
+            transport.add_status(bits)
+        assert transport.status() == 11
+
+    def test_config_fields_are_read_in_their_own_width(self, fake):
+        transport = open_port(fake)
+        assert transport.read_config(0, 6) == bytes.fromhex("525400000001")
+        assert transport.read_config(10, 2) == (1500).to_bytes(2, "little")
+        assert transport.read_config(12, 4) == (10000).to_bytes(4, "little")
+        assert transport.read_config(0, 17) == fake_vfio.NET_CONFIG[:17]
+
+    def test_part_of_a_field_is_cut_out_of_the_whole(self, fake):
+        transport = open_port(fake)
+        assert transport.read_config(7, 2) == fake_vfio.NET_CONFIG[7:9]
+        assert transport.read_config(13, 3) == fake_vfio.NET_CONFIG[13:16]
+
+    def test_config_that_changes_once_is_read_again(self, fake, monkeypatch):
+        transport = open_port(fake)
+        answers = iter([b"\x01", b"\x02", b"\x02", b"\x02"])
+        real = fake.pread
+        monkeypatch.setattr(
+            fake, "pread", lambda n, at: next(answers) if at & 0xFFF == 0x15 else real(n, at)
+        )
+        assert transport.read_config(10, 2) == (1500).to_bytes(2, "little")
+        assert next(answers, None) is None
+
+    def test_only_the_page_of_the_doorbell_is_mapped(self, fake):
+        transport = open_port(fake)
+        transport.setup_queue(0, ADDRESSES)
+        transport.setup_queue(1, ADDRESSES)
+        assert [event for event in fake.events if event[0] == "mmap"] == [("mmap", 0x3000, 0x1000)]
+
+
+class TestQueues:
+    def test_a_queue_is_programmed_and_then_enabled(self, fake):
+        open_port(fake).setup_queue(1, QueueAddresses(128, 0x1_2345_6000, 2 << 32, 0x3_0000_1000))
+        queue = fake.queue(1)
+        assert queue["queue_size"] == 128
+        assert (queue["queue_desc_lo"], queue["queue_desc_hi"]) == (0x2345_6000, 1)
+        assert (queue["queue_driver_lo"], queue["queue_driver_hi"]) == (0, 2)
+        assert (queue["queue_device_lo"], queue["queue_device_hi"]) == (0x1000, 3)
+        assert queue["queue_enable"] == 1
+
+    def test_the_doorbell_is_the_devices_own_register(self, fake):
+        transport = open_port(fake)  # keeps the doorbell mapped
+        doorbell = transport.setup_queue(1, ADDRESSES)
+        assert (doorbell.kind, doorbell.value) == ("mmio16", 1)
+        ctypes.c_uint16.from_address(doorbell.target).value = doorbell.value
+        assert fake.notified(1 * 4) == 1
+
+    def test_a_doorbell_that_cannot_be_mapped_is_written_through_the_file(self, fake):
+        fake.mappable = False
+        doorbell = open_port(fake).setup_queue(2, QueueAddresses(64, 0, 0, 0))
+        assert doorbell.kind == "call"
+        doorbell.target(doorbell.value)
+        assert fake.notified(2 * 4) == 2
+        assert fake.accesses[-1] == ("write", 4, fake_vfio.NOTIFY + 8, 2)
+
+    @pytest.mark.parametrize(("windows", "kind"), [
+        ([(0x3000, 0x1000)], "mmio16"),
+        ([(0, 0x1000), (0x2000, 0x2000)], "mmio16"),
+        ([(0, 0x3000)], "call"),
+    ])
+    def test_sparse_mappings_are_honoured(self, fake, windows, kind):
+        fake.windows = windows
+        assert open_port(fake).setup_queue(0, ADDRESSES).kind == kind
+
+    def test_a_multiplier_of_zero_gives_one_doorbell_for_all(self):
+        bodies = standard_capabilities()
+        bodies[1] = capability(2, fake_vfio.NOTIFY, 2, size=20, multiplier=0)
+        transport = open_port(with_capabilities(*bodies))
+        first, second = (transport.setup_queue(index, ADDRESSES) for index in (0, 1))
+        assert first.target == second.target
+        assert (first.value, second.value) == (0, 1)
+
+    def test_a_queue_that_does_not_exist_has_size_zero(self, fake):
+        assert open_port(fake).queue_max_size(3) == 0
+
+    @pytest.mark.parametrize("size", [0, 3, 100])
+    def test_a_split_queue_takes_a_power_of_two(self, fake, size):
+        with pytest.raises(ValueError, match="power of two"):
+            open_port(fake).setup_queue(0, QueueAddresses(size, 0, 0, 0))
+
+
+class TestInterrupts:
+    def test_each_queue_has_a_vector_of_its_own_when_there_are_enough(self, fake):
+        transport = open_port(fake)
+        for index in range(3):
+            transport.setup_queue(index, QueueAddresses(64, 0, 0, 0))
+        assert fake.state("config_msix_vector") == 0
+        assert [fake.queue(i)["queue_msix_vector"] for i in range(3)] == [1, 2, 3]
+        fake.trigger(2)
+        assert os.eventfd_read(transport.interrupt_fd(1)) == 1
+
+    @pytest.mark.parametrize(("count", "vectors"), [
+        (1, [0, 0, 0, 0, 0]), (2, [1, 1, 1, 1, 1]), (3, [1, 2, 1, 2, 1]), (4, [1, 2, 3, 2, 1]),
+    ])
+    def test_queues_share_when_there_are_too_few(self, fake, count, vectors):
+        fake.msix_count = count
+        fake.queue_sizes, fake.notify_offs = [64] * 5, list(range(5))
+        transport = open_port(fake)
+        for index in range(5):
+            transport.setup_queue(index, QueueAddresses(64, 0, 0, 0))
+        assert [fake.queue(i)["queue_msix_vector"] for i in range(5)] == vectors
+        fds = [transport.interrupt_fd(index) for index in range(5)]
+        assert fds == [fake.vectors[vector] for vector in vectors]
+
+    def test_no_more_vectors_are_taken_than_there_is_use_for(self, fake):
+        fake.msix_count = 2048
+        open_port(fake)
+        assert len(fake.vectors) == 4
+
+    def test_a_device_without_msix_has_no_interrupts(self, fake):
+        fake.msix_count = 0
+        transport = open_port(fake)
+        transport.setup_queue(0, ADDRESSES)
+        assert transport.interrupt_fd(0) == transport.interrupt_fd(None) == -1
+        assert fake.queue(0)["queue_msix_vector"] == 0xFFFF
+
+    def test_vectors_are_set_again_after_a_reset(self, fake):
+        transport = open_port(fake)
+        for _ in range(2):
+            transport.reset()
+            transport.setup_queue(0, ADDRESSES)
+            assert fake.state("config_msix_vector") == 0
+            assert fake.queue(0)["queue_msix_vector"] == 1
+
+
+class TestCapabilities:
+    def test_the_first_usable_capability_of_a_type_wins(self):
+        bodies = standard_capabilities()
+        bodies += [capability(1, 0x2000, 0x1000)]
+        bodies = [capability(1, 0, 0x1000, bar=6), capability(1, 0, 0x1000, bar=0),
+                  capability(1, 0, 0x20), capability(9, 0, 0), capability(77, 0, 0), *bodies]
+        assert open_port(with_capabilities(*bodies)).status() == 0
+
+    def test_a_longer_capability_is_accepted(self):
+        bodies = [body if body[1] != 1 else b"\x30" + body[1:] + bytes(32)
+                  for body in standard_capabilities()]
+        assert open_port(with_capabilities(*bodies)).status() == 0
+
+    def test_a_length_past_the_bar_is_cut(self):
+        bodies = standard_capabilities()
+        bodies[1] = capability(2, fake_vfio.NOTIFY, 0xFFFF_FFFF, size=20, multiplier=0x1000)
+        device = with_capabilities(*bodies)
+        transport = open_port(device)
+        assert transport.setup_queue(0, ADDRESSES).kind == "mmio16"
+        with pytest.raises(errors.DeviceBroken, match="doorbell"):
+            transport.setup_queue(1, ADDRESSES)
+
+    def test_a_transitional_device_with_modern_capabilities_is_fine(self, sysfs, fake):
+        (sysfs / "bus/pci/devices" / BDF / "device").write_text("0x1000\n")
+        assert open_port(fake).status() == 0
+
+    def test_a_legacy_only_device_is_named_as_such(self):
+        with pytest.raises(errors.NotVirtioNet, match="legacy"):
+            open_port(with_capabilities())
+
+    def test_another_device_is_refused_before_it_is_opened(self, sysfs, fake):
+        (sysfs / "bus/pci/devices" / BDF / "device").write_text("0x1042\n")
+        with pytest.raises(errors.NotVirtioNet, match="1af4:1042"):
+            open_port(fake)
+        assert fake.events == []
+
+
+class TestHostile:
+    """Each lie of a device ends in the typed error, and in nothing left open."""
+
+    def test_capability_loop(self, fake):
+        fake.config[0x41] = 0x40
+        with pytest.raises(errors.DeviceBroken, match="leads back"):
+            open_port(fake)
+        assert fake.events[-1] == "leave group"
+
+    def test_capability_pointer_into_the_header(self, fake):
+        fake.config[0x34] = 0x10
+        with pytest.raises(errors.DeviceBroken, match="leads back"):
+            open_port(fake)
+
+    @pytest.mark.parametrize("kind", [1, 2])
+    @pytest.mark.parametrize(("offset", "length"), [
+        (fake_vfio.BAR_SIZE, 0x1000), (0xFFFF_FFFC, 0x1000), (fake_vfio.BAR_SIZE - 1, 0x40), (2, 1)
+    ])
+    def test_structure_outside_its_bar(self, kind, offset, length):
+        bodies = [body for body in standard_capabilities() if body[1] != kind]
+        bodies.append(capability(kind, offset, length, size=20, multiplier=4))
+        with pytest.raises(errors.DeviceBroken, match="BAR 4"):
+            open_port(with_capabilities(*bodies))
+
+    @pytest.mark.parametrize(("bar", "why"), [(6, "does not exist"), (0, "not memory")])
+    def test_structure_in_a_bar_that_cannot_be(self, bar, why):
+        bodies = [body for body in standard_capabilities() if body[1] != 1]
+        with pytest.raises(errors.DeviceBroken, match=why):
+            open_port(with_capabilities(*bodies, capability(1, 0, 0x1000, bar=bar)))
+
+    def test_notify_capability_too_short_for_its_multiplier(self):
+        bodies = standard_capabilities()
+        bodies[1] = capability(2, fake_vfio.NOTIFY, 0x1000)
+        with pytest.raises(errors.DeviceBroken, match="16 bytes, 20"):
+            open_port(with_capabilities(*bodies))
+
+    def test_reset_that_never_completes(self, fake, monkeypatch):
+        monkeypatch.setattr(vfio_pci, "RESET_SECONDS", 0.01)
+        transport = open_port(fake)
+        transport.add_status(1)
+        fake.stuck_reset = True
+        with pytest.raises(errors.DeviceTimeout):
+            transport.reset()
+        transport.close()
+        assert fake.events[-5:] == ["irqs 0", "dma off", "reset", "close", "leave group"]
+
+    def test_generation_that_never_settles(self, fake):
+        transport = open_port(fake)
+        fake.unsettled = True
+        with pytest.raises(errors.DeviceTimeout, match="changed"):
+            transport.read_config(0, 6)
+
+    def test_config_shorter_than_the_features_promise(self):
+        bodies = standard_capabilities()
+        bodies[2] = capability(4, fake_vfio.DEVICE, 8)
+        transport = open_port(with_capabilities(*bodies))
+        assert transport.read_config(6, 2) == b"\x01\x00"
+        with pytest.raises(errors.DeviceBroken, match="8 bytes"):
+            transport.read_config(10, 2)
+
+    @pytest.mark.parametrize("off", [0x400, 0xFFFF])
+    def test_notify_offset_outside_its_window(self, fake, off):
+        fake.notify_offs = [off, 0, 0]
+        transport = open_port(fake)
+        with pytest.raises(errors.DeviceBroken, match="doorbell"):
+            transport.setup_queue(0, ADDRESSES)
+        assert "queue_enable" not in fake.queue(0)
+
+    def test_queue_of_size_zero(self, fake):
+        fake.queue_sizes = [0, 256, 64]
+        with pytest.raises(errors.DeviceBroken, match="0 entries"):
+            open_port(fake).setup_queue(0, ADDRESSES)
+
+    def test_queue_larger_than_any_may_be(self, fake):
+        fake.queue_sizes = [0x8001, 256, 64]
+        with pytest.raises(errors.DeviceBroken, match="32768"):
+            open_port(fake).queue_max_size(0)
+
+    def test_vector_that_is_not_taken(self, fake):
+        fake.refuse_vectors = True
+        with pytest.raises(errors.DeviceBroken, match="MSI-X"):
+            open_port(fake).setup_queue(0, ADDRESSES)
+        assert "queue_enable" not in fake.queue(0)
+
+    def test_device_that_goes_away(self, fake):
+        transport = open_port(fake)
+        fake.gone = True
+        calls = [transport.status, transport.offered_features, transport.reset,
+                 lambda: transport.read_config(0, 6), lambda: transport.setup_queue(0, ADDRESSES)]
+        for call in calls:
+            with pytest.raises(errors.DeviceGone):
+                call()
+
+    def test_device_file_that_fails(self, fake, monkeypatch):
+        transport = open_port(fake)
+        monkeypatch.setattr(fake, "pread", lambda n, at: os.read(-1, n))
+        with pytest.raises(errors.DeviceGone):
+            transport.status()
