@@ -137,4 +137,57 @@ class Memory:
         os.close(fd)
 
 
+class Block:
+    """A piece of an arena, zeroed; it goes back when the last reference to it does."""
+
+    __slots__ = ("_arena", "_offset", "_region", "_size", "address", "iova")
+
+    def __init__(self, arena: Arena, region: Region, offset: int, size: int) -> None:
+        self._arena, self._region, self._offset, self._size = arena, region, offset, size
+        self.address, self.iova = region.address + offset, region.iova + offset
+        ctypes.memset(self.address, 0, size)
+
+    def __del__(self) -> None:
+        self._arena.give(self._region, self._offset, self._size)
+
+
+class Arena:
+    """DMA memory of any size, for frames to be sent: first fit in regions of a MiB or more."""
+
+    REGION = 1 << 20
+    LINE = 64
+
+    def __init__(self, source: Memory) -> None:
+        self._source = source
+        self._gaps: dict[Region, list[tuple[int, int]]] = {}  # (offset, size), by offset
+
+    def take(self, size: int) -> Block:
+        """`size` bytes on a cache line of their own."""
+        size = -(-size // self.LINE) * self.LINE
+        for region, gaps in self._gaps.items():
+            for i, (offset, length) in enumerate(gaps):
+                if length >= size:
+                    gaps[i : i + 1] = [(offset + size, length - size)] if length > size else []
+                    return Block(self, region, offset, size)
+        region = self._source.allocate(max(size, self.REGION))
+        self._gaps[region] = [(size, region.size - size)] if region.size > size else []
+        return Block(self, region, 0, size)
+
+    def give(self, region: Region, offset: int, size: int) -> None:
+        gaps = self._gaps[region]
+        gaps.append((offset, size))
+        gaps.sort()
+        merged = gaps[:1]
+        for start, length in gaps[1:]:
+            last, before = merged[-1]
+            if last + before == start:
+                merged[-1] = (last, before + length)
+            else:
+                merged.append((start, length))
+        self._gaps[region] = merged
+        if merged == [(0, region.size)] and len(self._gaps) > 1:
+            del self._gaps[region]
+
+
 memory = Memory()
+arena = Arena(memory)

@@ -39,6 +39,7 @@ class Transport(ABC):
     """
 
     name: str
+    start_index: int = 0  # where ring indices start; a back end that outlived us has its own
 
     @abstractmethod
     def reset(self) -> None:

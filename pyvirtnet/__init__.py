@@ -1,0 +1,55 @@
+"""pyvirtnet: a userspace virtio-net driver. Frames in bursts, at a C driver's speed, from Python."""
+
+from ._burst import Frame, RxBurst, TxBurst
+from .errors import (
+    BindFailed,
+    DeviceBroken,
+    DeviceBusy,
+    DeviceGone,
+    DeviceTimeout,
+    Error,
+    FeatureMissing,
+    GroupNotViable,
+    InterfaceInUse,
+    MemlockLimit,
+    NoIommu,
+    NoPermission,
+    NoSuchDevice,
+    NotBound,
+    NotVirtioNet,
+    OutOfMemory,
+    PortClosed,
+    QueueBusy,
+)
+from .port import Link, Mac, Port, Stats, open
+from .spec import Feature
+
+__all__ = [
+    "BindFailed",
+    "DeviceBroken",
+    "DeviceBusy",
+    "DeviceGone",
+    "DeviceTimeout",
+    "Error",
+    "Feature",
+    "FeatureMissing",
+    "Frame",
+    "GroupNotViable",
+    "InterfaceInUse",
+    "Link",
+    "Mac",
+    "MemlockLimit",
+    "NoIommu",
+    "NoPermission",
+    "NoSuchDevice",
+    "NotBound",
+    "NotVirtioNet",
+    "OutOfMemory",
+    "Port",
+    "PortClosed",
+    "QueueBusy",
+    "RxBurst",
+    "Stats",
+    "TxBurst",
+    "open",
+]

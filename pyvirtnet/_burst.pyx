@@ -1,0 +1,340 @@
+"""RxBurst, TxBurst and Frame: columns, views and how long their memory lives.
+
+A burst holds its store: head slots, pages, lengths. Every array handed out has the burst as its
+base, so what a view shows stays where it is until the last view is gone. Slices select frames of
+the same store and keep its first burst.
+"""
+
+cimport cython
+cimport numpy as cnp
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport Py_INCREF, PyObject
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+import numpy as np
+
+from ._pages cimport (
+    HEAD_BYTES,
+    HEADER_BYTES,
+    Frag,
+    Store,
+    drop_store,
+    new_linear_store,
+    page_address,
+)
+
+cnp.import_array()
+
+MIN_FRAME = 14
+MAX_FRAME = 65535
+
+
+cdef object _view(object base, void *data, int nd, cnp.npy_intp *shape, cnp.npy_intp *strides,
+                  int kind, int flags):
+    """An array over memory that `base` keeps alive."""
+    cdef cnp.ndarray array = cnp.PyArray_New(
+        cnp.ndarray, nd, shape, kind, strides, data, 0, flags, None)
+    Py_INCREF(base)
+    cnp.PyArray_SetBaseObject(array, base)
+    return array
+
+
+cdef object _bytes_view(object base, uint8_t *data, cnp.npy_intp length):
+    return _view(base, data, 1, &length, NULL, cnp.NPY_UINT8, cnp.NPY_ARRAY_CARRAY)
+
+
+@cython.no_gc  # no cycles: a burst refers to another burst at most
+cdef class Burst:
+    """Frames received or to be sent, side by side: what RxBurst and TxBurst have in common.
+
+    `len(burst)`, `burst[i]`, `burst[a:b:c]`, `burst[mask]`, `burst[indices]`, iteration. Slices,
+    masks and indices select frames without copying them.
+    """
+
+    def __init__(self):
+        raise TypeError(f"{type(self).__name__} objects come from a port")
+
+    def __dealloc__(self):
+        free(self.index)
+        if self.holds:
+            drop_store(self.store, 1)
+
+    cdef Burst owner(self):
+        return self if self.root is None else self.root
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, key):
+        cdef Py_ssize_t i
+        if isinstance(key, slice):
+            return self._slice(key)
+        if isinstance(key, (int, np.integer)) and not isinstance(key, (bool, np.bool_)):
+            i = key
+            if i < 0:
+                i += self.count
+            if not 0 <= i < self.count:
+                raise IndexError(f"frame {key} of a burst of {self.count}")
+            return self._one(self.frame(i))
+        return self._select(np.asarray(key))
+
+    def __iter__(self):
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            yield self._one(self.frame(i))
+
+    @property
+    def lengths(self):
+        """uint32[n]: bytes of each frame, the virtio header not counted. Read-only."""
+        cdef cnp.npy_intp shape = self.count, stride = self.step * sizeof(uint32_t)
+        if self.index != NULL:
+            return _frozen(self._all_lengths()[self._indices()])
+        return _view(self.owner(), self.store.lengths + self.start, 1, &shape, &stride,
+                     cnp.NPY_UINT32, cnp.NPY_ARRAY_ALIGNED)
+
+    cdef object _all_lengths(self):
+        cdef cnp.npy_intp shape = self.store.nframes
+        return _view(self.owner(), self.store.lengths, 1, &shape, NULL, cnp.NPY_UINT32,
+                     cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_C_CONTIGUOUS)
+
+    cdef object _indices(self):
+        cdef cnp.npy_intp shape = self.count
+        return _view(self, self.index, 1, &shape, NULL, cnp.NPY_UINT32,
+                     cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_C_CONTIGUOUS)
+
+    cdef object _rows(self, Py_ssize_t width):
+        """The heads as one array; frames picked by mask or indices as a read-only copy."""
+        cdef cnp.npy_intp shape[2]
+        cdef cnp.npy_intp strides[2]
+        shape[0], shape[1] = self.count, width
+        strides[0], strides[1] = self.step * <cnp.npy_intp>self.store.stride, 1
+        if not self.count:
+            return np.empty((0, width), np.uint8)
+        if self.index != NULL:
+            shape[0], strides[0] = self.store.nframes, self.store.stride
+            rows = _view(self.owner(), self.store.heads, 2, shape, strides, cnp.NPY_UINT8,
+                         cnp.NPY_ARRAY_ALIGNED)
+            return _frozen(rows[self._indices()])
+        return _view(self.owner(), self.store.heads + self.start * <Py_ssize_t>self.store.stride,
+                     2, shape, strides, cnp.NPY_UINT8,
+                     cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
+
+    cdef Burst _like(self):
+        cdef Burst burst = type(self).__new__(type(self))
+        burst.store, burst.root = self.store, self.owner()
+        return burst
+
+    cdef Burst _slice(self, key):
+        cdef Py_ssize_t start, stop, step, i
+        cdef Burst burst = self._like()
+        start, stop, step = key.indices(self.count)
+        burst.count = len(range(start, stop, step))
+        burst.start, burst.step = self.start + start * self.step, self.step * step
+        if self.index != NULL and burst.count:
+            burst.index = <uint32_t *>malloc(burst.count * sizeof(uint32_t))
+            if burst.index == NULL:
+                raise MemoryError
+            for i in range(burst.count):
+                burst.index[i] = self.index[start + i * step]
+        return burst
+
+    cdef Burst _select(self, array):
+        cdef Py_ssize_t i
+        cdef Burst burst
+        cdef cnp.ndarray picked
+        if array.ndim != 1:
+            raise IndexError("a burst is indexed by a number, a slice, a mask or a list of indices")
+        if array.dtype == np.bool_:
+            if array.size != self.count:
+                raise IndexError(f"a mask of {array.size} for a burst of {self.count}")
+            array = np.flatnonzero(array)
+        elif array.size == 0:
+            array = array.astype(np.intp)
+        elif not np.issubdtype(array.dtype, np.integer):
+            raise IndexError(f"indices must be whole numbers, not {array.dtype}")
+        picked = np.where(array < 0, array + self.count, array).astype(np.intp)
+        if picked.size and (picked.min() < 0 or picked.max() >= self.count):
+            raise IndexError(f"index out of range for a burst of {self.count}")
+        burst = self._like()
+        burst.count, burst.step = picked.size, 1
+        if burst.count:
+            burst.index = <uint32_t *>malloc(burst.count * sizeof(uint32_t))
+            if burst.index == NULL:
+                raise MemoryError
+            for i in range(burst.count):
+                burst.index[i] = self.frame((<cnp.npy_intp *>cnp.PyArray_DATA(picked))[i])
+        return burst
+
+    cdef object _one(self, uint32_t index):
+        """The frame at `index` of the store, as the kind of burst shows it."""
+        raise NotImplementedError
+
+
+cdef object _frozen(cnp.ndarray array):
+    array.flags.writeable = False
+    return array
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(256)
+cdef class RxBurst(Burst):
+    """Frames received together, from `recv_burst`. See Burst for indexing.
+
+    Its memory goes back to the port when the burst and every view of it are gone, and every
+    transmit of it is done.
+    """
+
+    @property
+    def heads(self):
+        """uint8[n, 128]: the first 128 bytes of every frame, one array, writable.
+
+        Bytes of a row past its frame's end are unspecified. For frames picked by a mask or by
+        indices it is a read-only copy: write to `burst.heads[mask]` of the whole burst instead.
+        """
+        return self._rows(HEAD_BYTES)
+
+    cdef object _one(self, uint32_t index):
+        return _frame(self.owner(), index)
+
+    def __repr__(self):
+        return f"<RxBurst of {self.count} frames>"
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(256)
+cdef class TxBurst(Burst):
+    """Frames laid out in DMA memory by `alloc_burst`, to be filled and sent, as often as you like.
+
+    The device reads the memory from `send_burst` on until it is done: what is written meanwhile
+    may or may not be in the frame. `tx_pending` or `reclaim()` of the port tell when it is done.
+    """
+
+    @property
+    def data(self):
+        """uint8[n, size]: the frames, one a row, writable (a read-only copy for picked ones)."""
+        return self._rows(self.store.head_room)
+
+    def set_lengths(self, lengths):
+        """Send only the first `lengths[i]` bytes of row i: one number, or one for each frame."""
+        cdef Py_ssize_t i
+        wanted = np.broadcast_to(np.asarray(lengths), (self.count,)).astype(np.int64)
+        if self.count and (wanted.min() < MIN_FRAME or wanted.max() > self.store.head_room):
+            raise ValueError(
+                f"lengths must lie between {MIN_FRAME} and {self.store.head_room} bytes")
+        for i in range(self.count):
+            self.store.lengths[self.frame(i)] = wanted[i]
+
+    cdef object _one(self, uint32_t index):
+        return _bytes_view(self.owner(), self.store.heads + <size_t>index * self.store.stride,
+                           self.store.lengths[index])
+
+    def __repr__(self):
+        return f"<TxBurst of {self.count} frames of {self.store.head_room} bytes>"
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(256)
+cdef class Frame:
+    """One frame of a burst. It keeps the whole burst's memory."""
+
+    def __init__(self):
+        raise TypeError("frames come from a burst: burst[i]")
+
+    def __len__(self):
+        return self.burst.store.lengths[self.index]
+
+    @property
+    def head(self):
+        """uint8[min(128, len(frame))]: the linear head, a writable view."""
+        cdef Store *store = self.burst.store
+        return _bytes_view(self.burst, store.heads + <size_t>self.index * store.stride,
+                           min(store.lengths[self.index], <uint32_t>HEAD_BYTES))
+
+    @property
+    def frags(self):
+        """Tuple of uint8 arrays: the rest of the frame, zero-copy views into receive pages."""
+        cdef Store *store = self.burst.store
+        cdef uint32_t i
+        cdef Frag *frag
+        if store.begin == NULL:
+            return ()
+        views = []
+        for i in range(store.begin[self.index], store.begin[self.index + 1]):
+            frag = &store.frags[i]
+            views.append(_bytes_view(
+                self.burst, page_address(store.pool, frag.page) + frag.offset, frag.length))
+        return tuple(views)
+
+    def __bytes__(self):
+        """A copy of the whole frame."""
+        cdef Store *store = self.burst.store
+        cdef uint32_t length = store.lengths[self.index], i
+        cdef uint32_t linear = min(length, <uint32_t>HEAD_BYTES)
+        cdef Frag *frag
+        cdef bytes copy = PyBytes_FromStringAndSize(NULL, length)
+        cdef char *to = PyBytes_AS_STRING(copy)
+        memcpy(to, store.heads + <size_t>self.index * store.stride, linear)
+        to += linear
+        if store.begin != NULL:
+            for i in range(store.begin[self.index], store.begin[self.index + 1]):
+                frag = &store.frags[i]
+                memcpy(to, page_address(store.pool, frag.page) + frag.offset, frag.length)
+                to += frag.length
+        return copy
+
+    def __repr__(self):
+        return f"<Frame of {len(self)} bytes>"
+
+
+cdef Frame _frame(Burst burst, uint32_t index):
+    cdef Frame frame = Frame.__new__(Frame)
+    frame.burst, frame.index = burst, index
+    return frame
+
+
+cdef RxBurst new_rx_burst(Store *store):
+    """The burst that holds `store`; it takes over the caller's hold."""
+    cdef RxBurst burst = RxBurst.__new__(RxBurst)
+    burst.store, burst.step, burst.count, burst.holds = store, 1, store.nframes, True
+    return burst
+
+
+cdef RxBurst empty_rx_burst():
+    """A burst of no frames."""
+    cdef Store *store = new_linear_store(0)
+    if store == NULL:
+        raise MemoryError
+    return new_rx_burst(store)
+
+
+def make_tx_burst(block, size_t address, iova, uint32_t frames, uint32_t size):
+    """A TxBurst over `block`, zeroed DMA memory at `address`, which it keeps.
+
+    Each frame has a row of `tx_stride(size)` bytes; its header ends and its data begin at
+    byte 64 of the row.
+    """
+    cdef TxBurst burst = TxBurst.__new__(TxBurst)
+    cdef uint32_t i
+    burst.store = new_linear_store(frames)
+    if burst.store == NULL:
+        raise MemoryError
+    burst.step, burst.count, burst.holds = 1, frames, True
+    burst.store.head_room, burst.store.stride = size, tx_stride(size)
+    burst.store.heads = <uint8_t *>address + 64
+    burst.store.header_iova = iova + 64 - HEADER_BYTES
+    burst.store.owner = <PyObject *>block
+    Py_INCREF(block)
+    for i in range(frames):
+        burst.store.lengths[i] = size
+    return burst
+
+
+def tx_stride(uint32_t size):
+    """Bytes from one frame of a TxBurst to the next: whole cache lines, header included."""
+    return (64 + size + 63) & ~63

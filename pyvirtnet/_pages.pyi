@@ -1,0 +1,19 @@
+"""The page pool."""
+
+from .dma import Region
+
+class PagePool:
+    region: Region
+    def __init__(
+        self, region: Region, offset: int, pages: int, slots: int, max_frags: int
+    ) -> None: ...
+    @staticmethod
+    def bytes_needed(pages: int, slots: int) -> int: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def free_pages(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def free_slots(self) -> int: ...

@@ -1,0 +1,30 @@
+"""One queue pair: what `recv_burst` and `send_burst` run on."""
+
+from libc.stdint cimport uint8_t, uint32_t
+
+from ._burst cimport RxBurst
+from ._pages cimport PagePool, Store
+from ._ring cimport RxRing, TxRing
+
+
+cdef class QueuePair:
+    cdef RxRing rx
+    cdef TxRing tx
+    cdef uint8_t rx_busy, tx_busy
+    cdef readonly PagePool pool
+    cdef object name
+    cdef object closed              # None, or why there is no queue any more
+    cdef object rx_call, tx_call    # doorbells of devices in this process
+    cdef RxBurst nothing            # the empty burst
+    cdef int irq_fd                 # receive interrupt, -1 if there is none
+
+    cdef RxBurst _poll(self, Py_ssize_t n)
+    cdef RxBurst _receive(self, Py_ssize_t n, int pending)
+    cdef int _call_rx(self) except -1
+    cdef int _call_tx(self) except -1
+    cdef Py_ssize_t _send_rows(self, burst) except -1
+    cdef Py_ssize_t _send_list(self, frames) except -1
+    cdef Py_ssize_t _full(self, Py_ssize_t i, Store *store, uint32_t frame) except -1
+    cdef int _reclaim(self) except -1
+    cdef int _put_one(self, item, Py_ssize_t i) except -1
+    cdef int _put_copy(self, item, Py_ssize_t i) except -1

@@ -1,0 +1,454 @@
+"""One queue pair at the Python border: arguments in, bursts out, codes to exceptions."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.ref cimport Py_INCREF, PyObject
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+import os
+import select
+import time
+
+from ._barrier cimport enter, hold, leave
+from ._burst cimport Burst, Frame, RxBurst, TxBurst, empty_rx_burst, new_rx_burst
+from ._pages cimport (
+    HEAD_BYTES,
+    PAGE_BYTES,
+    PagePool,
+    Store,
+    attach_frags,
+    drop_store,
+    give_slots,
+    hold_slots,
+    page_address,
+    take_pages,
+    take_slots,
+    take_store,
+)
+from ._ring cimport (
+    BELL_CALL,
+    BELL_EVENTFD,
+    BELL_MMIO16,
+    BROKEN_COUNT,
+    BROKEN_ID,
+    BROKEN_INDEX,
+    BROKEN_LENGTH,
+    BROKEN_REPEAT,
+    PUT_TAKEN,
+    Bell,
+    rx_create,
+    rx_destroy,
+    rx_pending,
+    rx_receive,
+    rx_refill,
+    tx_create,
+    tx_destroy,
+    tx_publish,
+    tx_put,
+    tx_reclaim,
+    tx_rewind,
+)
+from ._split cimport (
+    split_bytes,
+    split_device_offset,
+    split_driver_offset,
+    split_pending,
+    split_set_interrupts,
+)
+
+from .errors import DeviceBroken, PortClosed, QueueBusy
+
+MIN_FRAME = 14
+
+_LIES = {
+    BROKEN_INDEX: "it claims to have used {} more buffers, more than it was given",
+    BROKEN_ID: "it returned buffer {}, which is outside the ring",
+    BROKEN_REPEAT: "it returned buffer {}, which it did not have",
+    BROKEN_LENGTH: "it wrote {} bytes into a buffer: less than a header or more than the buffer",
+    BROKEN_COUNT: "it announced a frame of {} buffers, not as many as it delivered",
+}
+
+
+def ring_bytes(uint32_t size):
+    """Bytes of one split virtqueue of `size` descriptors."""
+    return split_bytes(size)
+
+
+def ring_parts(uint32_t size):
+    """Offsets of descriptor table, driver area and device area in a ring's memory."""
+    return 0, split_driver_offset(size), split_device_offset(size)
+
+
+cdef object _set_bell(Bell *bell, doorbell):
+    """Fill the C doorbell; returns the callable of one that is a call."""
+    kind = doorbell.kind
+    bell.value, bell.due = doorbell.value, 0
+    if kind == "call":
+        bell.kind = BELL_CALL
+        return doorbell.target
+    bell.kind = BELL_MMIO16 if kind == "mmio16" else BELL_EVENTFD
+    bell.target = doorbell.target
+    return None
+
+
+cdef class QueuePair:
+    """A receive queue and a transmit queue, and the pages both use.
+
+    One thread at a time may receive and one may send; a second one gets `QueueBusy`.
+    """
+
+    def __init__(self, name, PagePool pool, size_t rx_memory, uint32_t rx_size, size_t tx_memory,
+                 uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0):
+        if self.pool is not None:
+            raise RuntimeError("a queue pair is set up once")
+        self.name, self.pool, self.irq_fd = name, pool, -1
+        self.closed = "it was never started"
+        self.nothing = empty_rx_burst()
+        rx_create(&self.rx, &pool.pool, rx_size, <uint8_t *>rx_memory, start, mergeable)
+        tx_create(&self.tx, tx_size, <uint8_t *>tx_memory, start, max_frame)
+
+    def __dealloc__(self):
+        rx_destroy(&self.rx)
+        tx_destroy(&self.tx)
+
+    def start(self, rx_bell, tx_bell, int irq_fd):
+        """The device is live: post the receive buffers and ring the bell (3.1.1 step 8)."""
+        self.rx_call = _set_bell(&self.rx.bell, rx_bell)
+        self.tx_call = _set_bell(&self.tx.bell, tx_bell)
+        self.irq_fd = irq_fd
+        self.closed = None
+        rx_refill(&self.rx, True)
+        self._call_rx()
+
+    def stop(self, why):
+        """No more calls. The device has been reset: what it held goes back to its holders."""
+        if not enter(&self.rx_busy):
+            raise self._busy("stopping")
+        if not enter(&self.tx_busy):
+            leave(&self.rx_busy)
+            raise self._busy("stopping")
+        self.closed = why
+        rx_destroy(&self.rx)
+        tx_destroy(&self.tx)
+        leave(&self.rx_busy)
+        leave(&self.tx_busy)
+
+    # ---- receive ---------------------------------------------------------------------------
+
+    def recv_burst(self, Py_ssize_t n, *, timeout=0.0):
+        """Up to `n` received frames as an RxBurst; empty when none came within `timeout` seconds.
+
+        A timeout of 0 polls, None waits for ever. Never more frames than the ring has entries.
+        """
+        cdef RxBurst burst
+        if n < 1:
+            raise ValueError(f"recv_burst takes a burst size of at least 1, not {n}")
+        if not enter(&self.rx_busy):
+            raise self._busy("recv_burst")
+        try:
+            burst = self._poll(n)
+            if burst.count == 0 and (timeout is None or timeout > 0):
+                burst = self._wait(n, timeout)
+            return burst
+        finally:
+            leave(&self.rx_busy)
+
+    cdef RxBurst _poll(self, Py_ssize_t n):
+        cdef int pending
+        cdef RxBurst burst
+        if self.closed is not None:
+            raise self._gone()
+        pending = rx_pending(&self.rx)
+        if pending < 0:
+            raise self._broken("receive", pending, self.rx.lie)
+        burst = self.nothing if pending == 0 else self._receive(n, pending)
+        rx_refill(&self.rx, burst.count == 0)
+        if self.rx.nhungry and enter(&self.tx_busy):  # out of pages: sent frames may hold some
+            try:
+                if tx_reclaim(&self.tx) > 0:
+                    rx_refill(&self.rx, burst.count == 0)
+            finally:
+                leave(&self.tx_busy)
+        if self.rx.bell.due:
+            self._call_rx()
+        return burst
+
+    cdef RxBurst _receive(self, Py_ssize_t n, int pending):
+        cdef uint32_t want = min(n, <Py_ssize_t>pending), first = 0, slots
+        cdef int got
+        cdef Store *store
+        slots = take_slots(&self.pool.pool, want, &first)
+        if slots == 0:
+            self.rx.stats.no_slots += 1
+            return self.nothing
+        store = take_store(&self.pool.pool, slots)
+        if store == NULL:
+            give_slots(&self.pool.pool, first, slots)
+            raise MemoryError
+        hold_slots(store, first, slots)
+        got = rx_receive(&self.rx, store, slots, pending)
+        if got <= 0:
+            drop_store(store, 1)
+            if got < 0:
+                raise self._broken("receive", got, self.rx.lie)
+            return self.nothing
+        if <uint32_t>got < slots:
+            store.nslots = got
+            give_slots(&self.pool.pool, first + got, slots - got)
+        store.owner = <PyObject *>self.pool
+        Py_INCREF(self.pool)
+        return new_rx_burst(store)
+
+    def _wait(self, n, timeout):
+        """Sleep on the receive interrupt until a frame or the deadline comes (2.7.7)."""
+        cdef RxBurst burst = self.nothing
+        deadline = None if timeout is None else time.monotonic() + timeout
+        poller = select.poll()
+        if self.irq_fd >= 0:
+            poller.register(self.irq_fd, select.POLLIN)
+        try:
+            while True:
+                split_set_interrupts(&self.rx.vq, True)
+                burst = self._poll(n)  # what came before interrupts were on
+                if burst.count or split_pending(&self.rx.vq):
+                    if burst.count:
+                        return burst
+                    continue
+                left = 0.1 if deadline is None else min(0.1, deadline - time.monotonic())
+                if left <= 0:
+                    return burst
+                if poller.poll(left * 1000 if self.irq_fd >= 0 else 1):
+                    os.eventfd_read(self.irq_fd)
+        finally:
+            split_set_interrupts(&self.rx.vq, False)
+
+    # ---- transmit --------------------------------------------------------------------------
+
+    def send_burst(self, frames):
+        """Queue frames for transmission; how many were taken, always a prefix. Never blocks.
+
+        `frames` is an RxBurst or TxBurst (nothing is copied), or a list of frames: bytes-likes
+        and tuples of bytes-likes are copied, a Frame is sent from where it lies. A frame that is
+        no frame (14 bytes to the port's maximum) raises, and then nothing was sent.
+        """
+        cdef Py_ssize_t sent
+        if not enter(&self.tx_busy):
+            raise self._busy("send_burst")
+        try:
+            if self.closed is not None:
+                raise self._gone()
+            self._reclaim()
+            try:
+                if isinstance(frames, Burst):
+                    sent = self._send_rows(frames)
+                else:
+                    sent = self._send_list(frames)
+            except BaseException:
+                tx_rewind(&self.tx)
+                raise
+            tx_publish(&self.tx)
+            if self.tx.bell.due:
+                self._call_tx()
+            return sent
+        finally:
+            leave(&self.tx_busy)
+
+    cdef Py_ssize_t _send_rows(self, burst) except -1:
+        cdef Burst rows = burst
+        cdef Store *store = rows.store
+        cdef Py_ssize_t i
+        cdef uint32_t frame
+        if rows.count:
+            hold(&store.refs, rows.count)
+        for i in range(rows.count):
+            frame = rows.frame(i)
+            if store.lengths[frame] > self.tx.max_frame:
+                drop_store(store, rows.count - i)
+                raise self._size_error(i, store.lengths[frame])
+            if tx_put(&self.tx, store, frame) != PUT_TAKEN:
+                drop_store(store, rows.count - i)
+                return self._full(i, store, frame)
+        return rows.count
+
+    cdef Py_ssize_t _send_list(self, frames) except -1:
+        cdef Py_ssize_t i = 0
+        if isinstance(frames, (bytes, bytearray, memoryview, str, Frame)):
+            raise TypeError("send_burst takes a list of frames: put the one frame into [ ]")
+        for item in frames:
+            if not self._put_one(item, i):
+                break
+            i += 1
+        return i
+
+    cdef int _put_one(self, item, Py_ssize_t i) except -1:
+        cdef Frame frame
+        cdef Store *store
+        if not isinstance(item, Frame):
+            return self._put_copy(item, i)
+        frame = item
+        store = frame.burst.store
+        if store.lengths[frame.index] > self.tx.max_frame:
+            raise self._size_error(i, store.lengths[frame.index])
+        hold(&store.refs, 1)
+        if tx_put(&self.tx, store, frame.index) == PUT_TAKEN:
+            return 1
+        try:
+            self._full(i, store, frame.index)
+        finally:
+            drop_store(store, 1)
+        return 0
+
+    cdef int _put_copy(self, item, Py_ssize_t i) except -1:
+        """Copy a bytes-like, or a tuple of them, into a head slot and pages of the pool."""
+        cdef Py_buffer view
+        cdef Store *store
+        data = _as_bytes(item, i)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if not MIN_FRAME <= view.len <= self.tx.max_frame:
+                raise self._size_error(i, view.len)
+            store = _copy_in(self.pool, <const uint8_t *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+        if store == NULL:
+            self.tx.stats.full += 1
+            return 0
+        if tx_put(&self.tx, store, 0) == PUT_TAKEN:
+            return 1
+        try:
+            self._full(i, store, 0)
+        finally:
+            drop_store(store, 1)
+        return 0
+
+    cdef Py_ssize_t _full(self, Py_ssize_t i, Store *store, uint32_t frame) except -1:
+        """Frame `i` found no room: `i` were taken. One that no ring of this size takes raises."""
+        cdef uint32_t frags = store.begin[frame + 1] - store.begin[frame] if store.begin else 0
+        if frags > self.tx.vq.mask:
+            raise ValueError(f"frame {i} lies in {frags + 1} pieces; the transmit ring of "
+                             f"{self.name} has {self.tx.vq.mask + 1} entries")
+        self.tx.stats.full += 1
+        return i
+
+    def reclaim(self):
+        """Take back what the device has sent; how many frames. `send_burst` does it by itself."""
+        if not enter(&self.tx_busy):
+            raise self._busy("reclaim")
+        try:
+            if self.closed is not None:
+                raise self._gone()
+            return self._reclaim()
+        finally:
+            leave(&self.tx_busy)
+
+    cdef int _reclaim(self) except -1:
+        cdef int count = tx_reclaim(&self.tx)
+        if count < 0:
+            raise self._broken("transmit", count, self.tx.lie)
+        return count
+
+    @property
+    def tx_pending(self) -> int:
+        """Frames sent and not reclaimed yet."""
+        return self.tx.stats.frames - self.tx.stats.reclaimed
+
+    # ---- the rest --------------------------------------------------------------------------
+
+    cdef int _call_rx(self) except -1:
+        if self.rx.bell.due:
+            self.rx.bell.due = 0
+            self.rx_call(self.rx.bell.value)
+        return 0
+
+    cdef int _call_tx(self) except -1:
+        self.tx.bell.due = 0
+        self.tx_call(self.tx.bell.value)
+        return 0
+
+    def counters(self):
+        """Every counter of the pair, by name."""
+        return {
+            "rx_frames": self.rx.stats.frames,
+            "rx_bytes": self.rx.stats.bytes,
+            "rx_buffers": self.rx.stats.buffers,
+            "rx_runts": self.rx.stats.runts,
+            "rx_no_pages": self.rx.stats.no_pages,
+            "rx_no_slots": self.rx.stats.no_slots,
+            "rx_kicks": self.rx.stats.kicks,
+            "tx_frames": self.tx.stats.frames,
+            "tx_bytes": self.tx.stats.bytes,
+            "tx_full": self.tx.stats.full,
+            "tx_kicks": self.tx.stats.kicks,
+            "tx_reclaimed": self.tx.stats.reclaimed,
+        }
+
+    @property
+    def posted(self) -> int:
+        """Receive pages that the device has or may have."""
+        return 0 if self.closed is not None else self.rx.vq.mask + 1 - self.rx.nhungry
+
+    def _gone(self):
+        return PortClosed(f"{self.name} is closed", self.closed, "open the port again")
+
+    def _busy(self, call):
+        return QueueBusy(f"{call} on {self.name}", "another thread is in this call",
+                         "give each thread a queue pair of its own, or take turns with a lock")
+
+    def _broken(self, direction, code, value):
+        return DeviceBroken(f"the {direction} queue of {self.name} is stopped",
+                            "the device broke the virtio contract: " + _LIES[code].format(value),
+                            "port.reset() starts it anew; report it to who makes the device")
+
+    def _size_error(self, i, size):
+        return ValueError(f"frame {i} has {size} bytes; {self.name} sends {MIN_FRAME} to "
+                          f"{self.tx.max_frame}")
+
+
+cdef object _as_bytes(item, Py_ssize_t i):
+    """Something with a plain buffer: the item itself where it has one."""
+    if isinstance(item, (tuple, list)):
+        return b"".join([_as_bytes(part, i) for part in item])
+    try:
+        view = memoryview(item)
+    except TypeError:
+        raise TypeError(f"frame {i} is a {type(item).__name__}; frames are bytes-likes, tuples of "
+                        "bytes-likes, or frames of a burst") from None
+    return item if view.contiguous else view.tobytes()
+
+
+cdef Store *_copy_in(PagePool pool, const uint8_t *data, size_t length) noexcept:
+    """A store of one frame with a copy of `data`; NULL when pages or slots have run out."""
+    cdef uint32_t slot = 0, pages[16], rest, i, part
+    cdef Store *store
+    rest = <uint32_t>length - min(<uint32_t>length, <uint32_t>HEAD_BYTES)
+    cdef uint32_t count = (rest + PAGE_BYTES - 1) // PAGE_BYTES
+    store = take_store(&pool.pool, 1)
+    if store == NULL:
+        return NULL
+    store.owner = <PyObject *>pool
+    Py_INCREF(pool)
+    if take_slots(&pool.pool, 1, &slot) == 1:
+        hold_slots(store, slot, 1)
+        if count == 0 or attach_frags(store, 0):
+            part = take_pages(&pool.pool, pages, count)
+            store.nfrags = part
+            for i in range(part):
+                store.frags[i].page = pages[i]
+            if part == count:
+                _fill(store, data, <uint32_t>length)
+                return store
+    drop_store(store, 1)
+    return NULL
+
+
+cdef void _fill(Store *store, const uint8_t *data, uint32_t length) noexcept nogil:
+    cdef uint32_t done = min(length, <uint32_t>HEAD_BYTES), i, part
+    store.nframes, store.lengths[0] = 1, length
+    memcpy(store.heads, data, done)
+    for i in range(store.nfrags):
+        part = min(length - done, <uint32_t>PAGE_BYTES)
+        memcpy(page_address(store.pool, store.frags[i].page), data + done, part)
+        store.frags[i].offset, store.frags[i].length = 0, part
+        done += part
+    if store.begin != NULL:
+        store.begin[1] = store.nfrags

@@ -1,0 +1,99 @@
+"""The core: receive pages posted and merged into frames; frames sent and reclaimed on the next send.
+
+Nothing the device writes is believed: ids, lengths, counts and indices are checked once, here,
+against private shadow state. A lie is a negative code; the queue is then broken for good.
+"""
+
+from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from ._pages cimport Pool, Store
+from ._split cimport SplitVq
+
+cdef enum:
+    BROKEN_INDEX = -1           # used index ahead of what is in flight
+    BROKEN_ID = -2              # id outside the ring
+    BROKEN_REPEAT = -3          # id that is not in flight
+    BROKEN_LENGTH = -4          # shorter than the header or longer than the buffer
+    BROKEN_COUNT = -5           # num_buffers 0, or more than were delivered with it
+
+cdef enum:
+    PUT_FULL = 0
+    PUT_TAKEN = 1
+
+cdef enum:
+    BELL_MMIO16 = 0
+    BELL_EVENTFD = 1
+    BELL_CALL = 2               # the Python border calls, once the books are kept
+
+cdef struct Bell:
+    uint64_t target             # address or file descriptor
+    uint16_t value
+    uint8_t kind
+    uint8_t due                 # a call is due (BELL_CALL)
+
+cdef struct RxStats:
+    uint64_t frames
+    uint64_t bytes
+    uint64_t buffers
+    uint64_t runts              # dropped: shorter than an Ethernet header
+    uint64_t no_pages           # calls that found descriptors without a page to post
+    uint64_t no_slots           # calls that found no free head slot
+    uint64_t kicks
+
+cdef struct TxStats:
+    uint64_t frames
+    uint64_t bytes
+    uint64_t full               # calls that could not take everything
+    uint64_t kicks
+    uint64_t reclaimed
+
+cdef struct RxRing:
+    SplitVq vq
+    Pool *pool
+    uint32_t *page_of           # the page in each descriptor; NO_PAGE while it has none
+    uint8_t *in_device          # 1 from exposure to use, for each descriptor
+    uint16_t *hungry            # descriptors without a page
+    uint16_t *recycled          # scratch: used descriptors that keep their page
+    uint32_t *fresh             # scratch: pages for hungry descriptors
+    uint64_t *claimed           # scratch: checked used entries of one merged frame
+    uint32_t nhungry
+    uint32_t threshold          # exposed buffers that are worth a publication
+    uint8_t mergeable
+    int8_t broken               # 0 or a BROKEN_ code
+    uint32_t lie                # the value that broke it
+    Bell bell
+    RxStats stats
+
+cdef struct InFlight:
+    Store *store                # NULL: this head is not in flight
+    uint32_t length             # of the frame, bytes
+    uint16_t descriptors        # in its chain
+
+cdef struct TxRing:
+    SplitVq vq
+    InFlight *in_flight
+    uint16_t *next              # private copy of the chains
+    uint16_t *free_ids          # a ring: ids come back in the order of their completion, so that
+    uint16_t free_head          # an orderly device sees the same available entries round by round
+    uint16_t free_tail
+    uint32_t max_frame          # bytes; frames over it are refused
+    int8_t broken
+    uint32_t lie
+    Bell bell
+    TxStats stats
+
+
+cdef bint rx_create(RxRing *rx, Pool *pool, uint32_t size, uint8_t *memory, uint16_t start,
+                    bint mergeable) except False
+cdef void rx_destroy(RxRing *rx) noexcept nogil
+cdef int rx_pending(RxRing *rx) noexcept nogil
+cdef int rx_receive(RxRing *rx, Store *store, uint32_t want, uint32_t pending) noexcept nogil
+cdef void rx_refill(RxRing *rx, bint idle) noexcept nogil
+
+cdef bint tx_create(TxRing *tx, uint32_t size, uint8_t *memory, uint16_t start,
+                    uint32_t max_frame) except False
+cdef void tx_destroy(TxRing *tx) noexcept
+cdef int tx_reclaim(TxRing *tx) noexcept
+cdef int tx_put(TxRing *tx, Store *store, uint32_t frame) noexcept nogil
+cdef void tx_rewind(TxRing *tx) noexcept
+cdef void tx_publish(TxRing *tx) noexcept nogil

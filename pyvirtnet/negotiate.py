@@ -1,0 +1,79 @@
+"""Features offered and wanted become features negotiated. Pure functions, no device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import FeatureMissing
+from .spec import Feature
+
+# What this driver can do. Only VERSION_1 is required of a device (6.1).
+SUPPORTED = frozenset(
+    {
+        Feature.VERSION_1,
+        Feature.ACCESS_PLATFORM,
+        Feature.MAC,
+        Feature.STATUS,
+        Feature.MTU,
+        Feature.SPEED_DUPLEX,
+        Feature.MRG_RXBUF,
+    }
+)
+
+# 5.1.3.1: a feature and those it cannot be accepted without.
+REQUIRES: dict[Feature, frozenset[Feature]] = {}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the device offers, what this driver wants, and what both agreed on."""
+
+    offered: frozenset[Feature]
+    wanted: frozenset[Feature]
+    negotiated: frozenset[Feature]
+    offered_bits: int  # with bits that have no name here
+
+    @property
+    def bits(self) -> int:
+        """The negotiated features as the device is told them."""
+        return to_bits(self.negotiated)
+
+
+def to_bits(features: Iterable[Feature]) -> int:
+    return sum(1 << feature for feature in features)
+
+
+def parse(switches: Iterable[str]) -> frozenset[Feature]:
+    """What is wanted after `switches` such as "-mrg_rxbuf"; a bare name wants it (as it is)."""
+    wanted = set(SUPPORTED)
+    for switch in switches:
+        name = switch.lstrip("+-").upper()
+        if name not in Feature.__members__:
+            known = ", ".join(sorted(feature.name.lower() for feature in SUPPORTED))
+            raise ValueError(f"there is no virtio-net feature {switch!r}; known here: {known}")
+        feature = Feature[name]
+        if switch.startswith("-"):
+            if feature is Feature.VERSION_1:
+                raise ValueError("version_1 cannot be switched off: the driver is modern only")
+            wanted.discard(feature)
+        elif feature not in SUPPORTED:
+            raise FeatureMissing(
+                f"feature {name.lower()} cannot be negotiated", "this driver does not support it yet"
+            )
+    return frozenset(wanted)
+
+
+def negotiate(offered_bits: int, wanted: frozenset[Feature] = SUPPORTED) -> Features:
+    """The features both sides have, without those whose prerequisites are missing (2.2.1)."""
+    offered = frozenset(feature for feature in Feature if offered_bits >> feature & 1)
+    if Feature.VERSION_1 not in offered:
+        raise FeatureMissing(
+            "the device cannot be driven",
+            "it does not offer VIRTIO_F_VERSION_1: it is a legacy device",
+            "in QEMU, give it disable-legacy=on,disable-modern=off",
+        )
+    agreed = offered & wanted
+    while spoilt := {f for f in agreed if not REQUIRES.get(f, frozenset()) <= agreed}:
+        agreed -= spoilt
+    return Features(offered, wanted, agreed, offered_bits)

@@ -1,0 +1,382 @@
+"""A port is one NIC: `open()` brings the device to life, `Port` is what the caller holds."""
+
+from __future__ import annotations
+
+import atexit
+import secrets
+import struct
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any
+
+from . import dma
+from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
+from ._pages import PagePool
+from ._queue import QueuePair, ring_bytes, ring_parts
+from .errors import DeviceBroken, Error, FeatureMissing, NotVirtioNet, PortClosed
+from .negotiate import Features, negotiate, parse
+from .spec import LINK_UP, MAX_FRAME, MAX_SPLIT_QUEUE, MIN_FRAME, PAGE, Feature, NetConfig, Status
+from .transport import open_transport
+from .transport.base import Doorbell, QueueAddresses, Transport
+
+ETHERNET_HEADER = 14
+NET_HEADER = 12
+PAGES_PER_ENTRY = 3  # one with the device, one in a burst, one on its way out again
+SLOTS_PER_ENTRY = 8
+
+
+class Mac(bytes):
+    """A MAC address: six bytes; str() gives 52:54:00:12:34:56."""
+
+    def __str__(self) -> str:
+        return self.hex(":")
+
+    def __repr__(self) -> str:
+        return f"Mac({self})"
+
+
+@dataclass(frozen=True)
+class Link:
+    """Link state: up or down, Mbit/s or None, "full", "half" or None (5.1.4)."""
+
+    up: bool
+    speed: int | None
+    duplex: str | None
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters since the port was opened. They are never reset, and they add up.
+
+    Every frame the device delivered is in rx_frames or in rx_runts (shorter than an Ethernet
+    header, dropped). rx_buffers are ring entries: pages merged into those frames. rx_no_pages and
+    rx_no_slots count calls that found no free page to post or no free head slot: views hold them.
+    tx_full counts calls that could not take all they were given.
+    """
+
+    rx_frames: int
+    rx_bytes: int
+    rx_buffers: int
+    rx_runts: int
+    rx_no_pages: int
+    rx_no_slots: int
+    rx_kicks: int
+    tx_frames: int
+    tx_bytes: int
+    tx_full: int
+    tx_kicks: int
+    tx_reclaimed: int
+
+
+def open(
+    address: str,
+    *,
+    ring_size: int | None = None,
+    pages: int | None = None,
+    features: Iterable[str] = (),
+) -> Port:
+    """Open a NIC: "0000:00:04.0" (bound to vfio-pci), or "sim:loopback" for one without hardware.
+
+    ring_size   entries of each ring, a power of two; the device's own size if not given
+    pages       receive pages of 4096 bytes; 3 for each ring entry if not given
+    features    switches such as "-mrg_rxbuf" for a feature that is not to be used
+    """
+    wanted = parse(features)
+    transport = open_transport(address)
+    try:
+        return Port(transport, ring_size=ring_size, pages=pages, wanted=wanted)
+    except BaseException:
+        transport.close()
+        raise
+
+
+class Port:
+    """One NIC. Made by `open()`; close it, or use it in a `with` statement."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        ring_size: int | None = None,
+        pages: int | None = None,
+        wanted: frozenset[Feature] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._ring_size, self._pages = ring_size, pages
+        self._wanted = parse(()) if wanted is None else wanted
+        self.name = transport.name
+        self.queues: list[QueuePair] = []
+        self._past: list[dict[str, int]] = []  # counters of queues that are no more
+        self._memory: dma.Region | None = None
+        self._pool: PagePool | None = None
+        self._bells: dict[int, Doorbell] = {}
+        self._closed = False
+        self._bring_up()
+        _open_ports.add(self)
+
+    # ---- the datapath: bound to queue pair 0, without a Python frame in between -------------
+
+    def recv_burst(self, n: int, *, timeout: float | None = 0.0) -> RxBurst:
+        """Up to `n` received frames; empty when none came within `timeout` seconds.
+
+        0 polls, None waits for ever; Ctrl-C ends a wait. Raises DeviceBroken, PortClosed,
+        QueueBusy, and ValueError for n < 1.
+        """
+        return self.queues[0].recv_burst(n, timeout=timeout)
+
+    def send_burst(self, frames: RxBurst | TxBurst | Iterable[Any]) -> int:
+        """Queue frames for transmission; how many were taken, always a prefix. Never blocks.
+
+        Bursts and frames are sent from where they lie; bytes-likes and tuples of them are copied.
+        Raises ValueError or TypeError for what is no frame, and then has sent nothing;
+        DeviceBroken, PortClosed, QueueBusy.
+        """
+        return self.queues[0].send_burst(frames)
+
+    def reclaim(self) -> int:
+        """Take back what the device has sent; how many frames. Sending does it by itself."""
+        return self.queues[0].reclaim()
+
+    def alloc_burst(self, n: int, size: int) -> TxBurst:
+        """`n` frames of `size` bytes in DMA memory, zeroed: fill `.data`, send it, again and again.
+
+        Any port can send it. Raises ValueError, OutOfMemory, MemlockLimit.
+        """
+        if n < 1 or not MIN_FRAME <= size <= MAX_FRAME:
+            raise ValueError(
+                f"alloc_burst takes at least one frame, of {MIN_FRAME} to {MAX_FRAME} bytes"
+            )
+        if self._closed:
+            raise PortClosed(f"{self.name} is closed", mend="open the port again")
+        block = dma.arena.take(n * tx_stride(size))
+        return make_tx_burst(block, block.address, block.iova, n, size)
+
+    # ---- what the NIC is --------------------------------------------------------------------
+
+    @property
+    def tx_pending(self) -> int:
+        """Frames sent whose memory is still held, because they were not reclaimed yet."""
+        return sum(queue.tx_pending for queue in self.queues)
+
+    @property
+    def features(self) -> Features:
+        """Features offered, wanted and negotiated."""
+        return self._features
+
+    @property
+    def mac(self) -> Mac:
+        """The NIC's MAC address; a random local one if the device has none (5.1.5)."""
+        return self._mac
+
+    @property
+    def link(self) -> Link:
+        """The link as the device says it is now; up if it cannot say (5.1.5)."""
+        up, speed, duplex = True, None, None
+        if Feature.STATUS in self._features.negotiated:
+            up = bool(self._config("<H", NetConfig.STATUS) & LINK_UP)
+        if Feature.SPEED_DUPLEX in self._features.negotiated:
+            speed = self._config("<I", NetConfig.SPEED)
+            speed = speed if speed <= 0x7FFFFFFF else None
+            duplex = {0: "half", 1: "full"}.get(self._config("<B", NetConfig.DUPLEX))
+        return Link(up, speed, duplex)
+
+    @property
+    def mtu(self) -> int:
+        """Largest payload of a frame: the device's word, else 1500. Without VIRTIO_NET_F_MTU
+        the port still takes frames of up to 65535 bytes."""
+        if Feature.MTU in self._features.negotiated:
+            return self._config("<H", NetConfig.MTU)
+        return 1500
+
+    @property
+    def max_frame(self) -> int:
+        """Bytes of the largest frame that the port sends."""
+        return self._max_frame
+
+    @property
+    def stats(self) -> Stats:
+        """The counters of all queue pairs, added up."""
+        rows = [*self._past, *(queue.counters() for queue in self.queues)]
+        return Stats(**{f.name: sum(row[f.name] for row in rows) for f in fields(Stats)})
+
+    def info(self) -> dict[str, Any]:
+        """What the port runs on, for people and for bug reports."""
+        mergeable = Feature.MRG_RXBUF in self._features.negotiated
+        return {
+            "name": self.name,
+            "transport": type(self._transport).__name__,
+            "mac": str(self.mac),
+            "mtu": self.mtu,
+            "max_frame": self.max_frame,
+            "receive_mode": "mergeable" if mergeable else "small",
+            "ring_format": "split",
+            "ring_sizes": self._sizes,
+            "pages": sum(queue.pool.pages for queue in self.queues),
+            "free_pages": sum(queue.pool.free_pages for queue in self.queues),
+            "posted_pages": sum(queue.posted for queue in self.queues),
+            "page_size": self._memory.page_size if self._memory else 0,
+            "features": sorted(feature.name.lower() for feature in self._features.negotiated),
+        }
+
+    # ---- life -------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Reset the device and start anew: after DeviceBroken, or to begin from empty rings.
+
+        Frames in flight are lost; bursts and views stay as they are; counters go on.
+        """
+        if self._closed:
+            raise PortClosed(f"{self.name} is closed", mend="open the port again")
+        self._take_down("the port is being reset")
+        self._bring_up()
+
+    def close(self) -> None:
+        """Reset the device, then let go of it. Live views stay readable. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        _open_ports.discard(self)
+        self._take_down("the port was closed")
+        self._transport.close()
+        self._memory = None
+
+    def __enter__(self) -> Port:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Port {self.name}{' (closed)' if self._closed else ''}>"
+
+    def _bring_up(self) -> None:
+        """The initialisation sequence (3.1.1)."""
+        device = self._transport
+        device.reset()
+        device.add_status(Status.ACKNOWLEDGE)
+        device.add_status(Status.DRIVER)
+        try:
+            self._negotiate()
+            self._set_up_queues()
+            device.add_status(Status.DRIVER_OK)
+        except Exception:
+            device.add_status(Status.FAILED)
+            device.reset()
+            raise
+        receive, transmit = self._bells[0], self._bells[1]
+        self.queues[0].start(receive, transmit, device.interrupt_fd(0))
+
+    def _negotiate(self) -> None:
+        """Steps 4 to 6: agree on features, and see that the device agrees too."""
+        device = self._transport
+        features = self._features = negotiate(device.offered_features(), self._wanted)
+        mtu = self._config("<H", NetConfig.MTU) if Feature.MTU in features.negotiated else None
+        mergeable = Feature.MRG_RXBUF in features.negotiated
+        if mtu is not None and not mergeable and mtu + ETHERNET_HEADER + NET_HEADER > PAGE:
+            # 5.1.4.2: with MTU accepted, every receive buffer would have to hold such a frame
+            features = negotiate(device.offered_features(), self._wanted - {Feature.MTU})
+            self._features, mtu = features, None
+        self._max_frame = MAX_FRAME if mtu is None else min(MAX_FRAME, mtu + ETHERNET_HEADER)
+        device.accept_features(features.bits)
+        device.add_status(Status.FEATURES_OK)
+        if not device.status() & Status.FEATURES_OK:
+            names = ", ".join(sorted(feature.name.lower() for feature in features.negotiated))
+            raise FeatureMissing(
+                f"{self.name} refused the features it was asked for", f"asked for {names}"
+            )
+        self._mac = self._read_mac()
+
+    def _set_up_queues(self) -> None:
+        """Step 7: memory for rings and pages, rings empty, the device told where they are."""
+        sizes = self._sizes = [self._queue_size(index) for index in (0, 1)]
+        if self._memory is None or self._pool is None:
+            self._memory, self._pool = self._allocate(sizes)
+        offsets = (0, ring_bytes(sizes[0]))
+        queue = QueuePair(
+            self.name,
+            self._pool,
+            self._memory.address + offsets[0],
+            sizes[0],
+            self._memory.address + offsets[1],
+            sizes[1],
+            mergeable=Feature.MRG_RXBUF in self._features.negotiated,
+            max_frame=self._max_frame,
+            start=self._transport.start_index,
+        )
+        for index, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
+            parts = (self._memory.iova + offset + part for part in ring_parts(size))
+            self._bells[index] = self._transport.setup_queue(index, QueueAddresses(size, *parts))
+        self.queues = [queue]
+        # The documented methods are shadowed by the queue's own, which take no Python frame.
+        vars(self).update(
+            recv_burst=queue.recv_burst, send_burst=queue.send_burst, reclaim=queue.reclaim
+        )
+
+    def _allocate(self, sizes: Sequence[int]) -> tuple[dma.Region, PagePool]:
+        """One region: both rings, then head slots and pages. It stays for the port's life."""
+        pages = self._pages if self._pages is not None else PAGES_PER_ENTRY * sizes[0]
+        if pages < 1:
+            raise ValueError(f"a port needs at least one page, not {pages}")
+        slots = -(-SLOTS_PER_ENTRY * sizes[0] // 64) * 64
+        rings = sum(ring_bytes(size) for size in sizes)
+        memory = dma.memory.allocate(rings + PagePool.bytes_needed(pages, slots))
+        return memory, PagePool(memory, rings, pages, slots, max(*sizes, 64))
+
+    def _queue_size(self, index: int) -> int:
+        """The size asked for, else the device's; a power of two that both can have (2.7)."""
+        largest = self._transport.queue_max_size(index)
+        if largest == 0:
+            raise NotVirtioNet(f"{self.name} has no queue {index}", "every network device has two")
+        if largest & (largest - 1) or largest > MAX_SPLIT_QUEUE:
+            raise DeviceBroken(
+                f"{self.name} cannot be set up", f"its queue {index} has the size {largest} (2.7)"
+            )
+        size = self._ring_size
+        if size is None:
+            return largest
+        if size < 2 or size & (size - 1) or size > largest:
+            raise ValueError(
+                f"ring_size={size}: {self.name} takes powers of two from 2 to {largest}"
+            )
+        return size
+
+    def _read_mac(self) -> Mac:
+        if Feature.MAC in self._features.negotiated:
+            return Mac(self._transport.read_config(NetConfig.MAC, 6))
+        return Mac(bytes([0x02]) + secrets.token_bytes(5))
+
+    def _config(self, layout: str, offset: int) -> int:
+        raw = self._transport.read_config(offset, struct.calcsize(layout))
+        value: int = struct.unpack(layout, raw)[0]
+        return value
+
+    def _take_down(self, why: str) -> None:
+        """Reset first; only then does what the device held go back to its holders (2.4)."""
+        with suppress(Error):  # a device that has gone or hangs: closing it ends its access
+            self._transport.reset()
+        for queue in self.queues:
+            queue.stop(why)
+            self._past.append(queue.counters())
+        self.queues = []
+
+
+_open_ports: weakref.WeakSet[Port] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Leave no device alive at exit. The kernel does the same for a process that is killed."""
+    for port in list(_open_ports):
+        port.close()
