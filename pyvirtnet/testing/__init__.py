@@ -1,0 +1,24 @@
+"""The device's side of virtio-net in Python: strict, deterministic, for people who write drivers.
+
+It imports nothing of the driver, so that a mistake made on one side cannot hide on the other.
+"""
+
+from .cable import Cable, Loopback, Wire
+from .layout import FEATURES, feature_names, mask
+from .memory import MemoryMap
+from .net import NetDevice
+from .rules import DEFAULT_FEATURES
+from .violation import Violation
+
+__all__ = [
+    "DEFAULT_FEATURES",
+    "FEATURES",
+    "Cable",
+    "Loopback",
+    "MemoryMap",
+    "NetDevice",
+    "Violation",
+    "Wire",
+    "feature_names",
+    "mask",
+]

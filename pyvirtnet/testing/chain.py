@@ -1,0 +1,66 @@
+"""A buffer that the driver exposed: a chain of elements, whatever the ring's format."""
+
+from __future__ import annotations
+
+from .memory import Translate
+from .violation import Violation
+
+_MAX_BYTES = 1 << 32  # 2.7.5.2, 2.8.4
+
+
+class Chain:
+    """A buffer as it was exposed.
+
+    head      what names it in the used ring
+    position  where it stands in the driver's order, modulo 65536
+    spans     (address, length) of each element; views: their bytes
+    readable  how many of the elements the device reads; they come first
+    capacity  bytes of all elements
+    """
+
+    __slots__ = ("capacity", "head", "position", "readable", "spans", "views")
+
+    def __init__(self, head: int, position: int) -> None:
+        self.head, self.position = head, position
+        self.spans: list[tuple[int, int]] = []
+        self.views: list[memoryview] = []
+        self.readable = self.capacity = 0
+
+    def add(
+        self, address: int, length: int, write: bool, translate: Translate, where: str
+    ) -> None:
+        """Append an element, if it is a legal one."""
+        if length == 0:
+            raise Violation("an element has a length", "2.7.5", f"{where}: length 0")
+        if not write and self.readable < len(self.spans):
+            raise Violation(
+                "what the device reads comes before what it writes",
+                "2.7.4.2",
+                f"{where}: readable after writable",
+            )
+        self.capacity += length
+        if self.capacity > _MAX_BYTES:
+            raise Violation("a buffer has 2^32 bytes at most", "2.7.5.2", where)
+        try:
+            self.views.append(translate(address, length))
+        except LookupError as error:
+            raise Violation(
+                "buffers lie in DMA memory", "2.7.5", f"{where}: {address:#x} + {length}"
+            ) from error
+        self.spans.append((address, length))
+        self.readable += not write
+
+    def gather(self) -> bytes:
+        """All bytes of the buffer."""
+        return b"".join(self.views) if len(self.views) > 1 else bytes(self.views[0])
+
+    def scatter(self, data: bytes | memoryview) -> None:
+        """Write `data` from the buffer's start on."""
+        if len(data) <= self.views[0].nbytes:
+            self.views[0][: len(data)] = data
+            return
+        start = 0
+        for view in self.views:
+            part = data[start : start + view.nbytes]
+            view[: len(part)] = part
+            start += len(part)

@@ -1,0 +1,117 @@
+"""The rules of a network device: what its buffers may look like (VIRTIO 1.3, 5.1.6)."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+
+from .chain import Chain
+from .device import Device, examined
+from .layout import ETHERNET_HEADER, GUEST_SEGMENTS, LARGEST_FRAME, MRG_RXBUF, MTU, NET_HEADER, mask
+from .split import SplitQueue
+from .violation import Violation
+
+HEADER = NET_HEADER.size
+SMALLEST_BUFFER = HEADER + ETHERNET_HEADER + 1500
+DEFAULT_FEATURES = mask(
+    "version_1", "access_platform", "mac", "status", "mrg_rxbuf", "indirect_desc", "event_idx"
+)
+# What the model can act on once the driver has accepted it
+SPOKEN = DEFAULT_FEATURES | mask(
+    "order_platform", "mtu", "speed_duplex", "csum", "guest_csum", "guest_tso4", "guest_tso6",
+    "guest_ecn", "guest_ufo", "guest_uso4", "guest_uso6", "guest_hdrlen",
+    "host_tso4", "host_tso6", "host_ecn", "host_ufo", "host_uso",
+)  # fmt: skip
+
+
+@lru_cache(64)
+def _pattern(length: int) -> bytes:
+    return random.Random(length).randbytes(length)
+
+
+class NetRules(Device):
+    """A device that looks at every buffer with a network device's eyes, and moves none.
+
+    mtu    what the configuration says
+    fill   overwrite every posted receive buffer with a pattern, to see the driver write into it
+    """
+
+    mtu: int | None = None
+    fill = True
+    _mtu_limit: int | None = None  # the MTU, if it was negotiated
+
+    def admit(self, queue: SplitQueue, chain: Chain) -> None:
+        where = where_is(queue, chain)
+        if queue.index % 2:
+            self._admit_transmit(chain, where)
+        else:
+            self._admit_receive(chain, where)
+
+    def _admit_transmit(self, chain: Chain, where: str) -> None:
+        if chain.readable < len(chain.spans):
+            raise Violation("transmit buffers are only read by the device", "5.1.6.2", where)
+        for address, length in chain.spans:
+            self._ledger.lend_shared(address, length, where)
+
+    def _admit_receive(self, chain: Chain, where: str) -> None:
+        if chain.readable:
+            raise Violation("receive buffers are all written by the device", "5.1.6.3", where)
+        least = self._smallest_buffer()
+        if chain.capacity < least:
+            seen = f"{where}: {chain.capacity} bytes"
+            raise Violation(f"a receive buffer has {least} bytes at least", "5.1.6.3.1", seen)
+        for (address, length), view in zip(chain.spans, chain.views, strict=True):
+            self._ledger.lend_exclusive(address, length, where)
+            if self.fill:
+                view[:] = _pattern(length)
+
+    def _smallest_buffer(self) -> int:
+        if self.accepted & MRG_RXBUF:
+            return HEADER
+        if self.accepted & GUEST_SEGMENTS:
+            return HEADER + LARGEST_FRAME
+        wanted = HEADER + ETHERNET_HEADER + (self._mtu_limit or 0)
+        return max(SMALLEST_BUFFER, wanted)
+
+    def _check_untouched(self, queue: SplitQueue, chain: Chain) -> None:
+        if not self.fill:
+            return
+        for (address, length), view in zip(chain.spans, chain.views, strict=True):
+            if bytes(view) != _pattern(length):
+                seen = f"{where_is(queue, chain)}: {address:#x} + {length} was written"
+                raise Violation("a posted receive buffer is left alone", "2.7.13, 3.3.1", seen)
+
+    @examined
+    def check(self) -> None:
+        super().check()
+        for index, queue in self.queues.items():
+            for chain in queue.ready if index % 2 == 0 else ():
+                self._check_untouched(queue, chain)
+
+    def _go_live(self) -> None:
+        unspoken = self.accepted & ~SPOKEN
+        if unspoken:
+            raise NotImplementedError(f"the model does not act on features {unspoken:#x}")
+        if not {0, 1} <= self.queues.keys():
+            seen = f"enabled: {sorted(self.queues)}"
+            raise Violation("the first queue pair is set up before DRIVER_OK", "5.1.5", seen)
+        self._mtu_limit = self.mtu if self.accepted & MTU else None
+
+    def _live(self, index: int) -> SplitQueue:
+        if not self.live:
+            raise RuntimeError("the driver has not set DRIVER_OK")
+        return self.queues[index]
+
+    def _give_back(self, queue: SplitQueue, done: list[tuple[Chain, int]]) -> None:
+        wanted = queue.put(done)
+        ledger = self._ledger
+        back = ledger.give_back_shared if queue.index % 2 else ledger.give_back_exclusive
+        for chain, _ in done:
+            for address, length in chain.spans:
+                back(address, length)
+        if wanted:
+            self.raise_interrupt(queue.index)
+
+
+def where_is(queue: SplitQueue, chain: Chain) -> str:
+    return f"queue {queue.index}, index {chain.position}, head {chain.head}"

@@ -1,0 +1,11 @@
+"""Violation: the driver broke a rule of the virtio specification."""
+
+from __future__ import annotations
+
+
+class Violation(AssertionError):  # noqa: N818 - it is no error of the program's
+    """The rule, its section in VIRTIO 1.3, and what the driver was seen to do."""
+
+    def __init__(self, rule: str, section: str, seen: str) -> None:
+        self.rule, self.section, self.seen = rule, section, seen
+        super().__init__(f"{rule} (VIRTIO 1.3, {section}); seen: {seen}")
