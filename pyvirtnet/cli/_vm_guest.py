@@ -140,7 +140,7 @@ class Guest:
     def _arguments(
         self, image: Image, initrd: Path, machine: Machine, share: Path | None
     ) -> list[str]:
-        kernel_line = "console=ttyS0 panic=-1 loglevel=4 intel_iommu=on"
+        kernel_line = "console=ttyS0 panic=-1 loglevel=4 mitigations=off intel_iommu=on"
         qemu = find_program("qemu-system-x86_64", "qemu-system-x86")
         # pdeathsig: the guest must not outlive this process, however it ends
         arguments = ["setpriv", "--pdeathsig", "KILL", qemu, "-nodefaults", "-no-user-config"]

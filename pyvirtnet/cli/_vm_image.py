@@ -1,4 +1,4 @@
-"""The guest's image: kernel, initial file system and root disk, built from vm-images/ and cached."""
+"""The guest's image: kernel, initial file system and root disk, built from a recipe, cached."""
 
 from __future__ import annotations
 
@@ -86,9 +86,7 @@ def image() -> Image:
             if not folder.is_dir():
                 _build(recipe, folder)
     facts = json.loads((folder / "facts.json").read_text())
-    return Image(
-        folder / "vmlinux", folder / "initrd.cpio", folder / "root.ext4", facts["python"]
-    )
+    return Image(folder / "vmlinux", folder / "initrd.cpio", folder / "root.ext4", facts["python"])
 
 
 def _key(recipe: Path) -> str:
@@ -153,9 +151,11 @@ def _debootstrap(recipe: Path, root: Path, log: Path) -> None:
     command += ["--include=" + ",".join(_words(recipe / "packages"))]
     command += [f"--dpkgopt=path-exclude={path}" for path in _words(recipe / "exclude")]
     command += ['--aptopt=Acquire::Languages "none"', "--dpkgopt=force-unsafe-io"]
-    command += [f"--customize-hook={recipe / 'customize'} \"$1\"", SUITE, str(root)]
+    command += [f'--customize-hook={recipe / "customize"} "$1"', SUITE, str(root)]
     with open(log, "wb") as output:
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        result = subprocess.run(
+            command, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
     if result.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise Error(

@@ -1,0 +1,110 @@
+"""The package for the guest: a wheel of the clone, unpacked, as an archive of its file system."""
+
+from __future__ import annotations
+
+import compileall
+import hashlib
+import os
+import py_compile
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import Error
+from ._vm_cpio import Archive
+from ._vm_image import Image, cache, exclusive, project, say
+
+_KEPT = 8  # packages of earlier states of the sources
+
+
+def payload(image: Image) -> Path:
+    """The archive for the present sources, built if it is not in the cache."""
+    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if ours != image.python:
+        raise Error(
+            "the guest cannot import this package",
+            f"it is built for Python {ours}, and the guest has Python {image.python}",
+            f"rm -rf .venv, apt-get install python{image.python}-venv python{image.python}-dev, "
+            "then run this again",
+        )
+    archive = cache() / f"package-{_key()}.cpio"
+    if archive.exists():
+        archive.touch()
+    else:
+        with exclusive("package"):
+            if not archive.exists():
+                _build(archive, image.python)
+    return archive
+
+
+def _sources() -> Iterator[Path]:
+    root = project()
+    for name in ("pyproject.toml", "meson.build", "README.md", "LICENSE"):
+        if (root / name).exists():
+            yield root / name
+    for path in sorted((root / "pyvirtnet").rglob("*")):
+        if path.is_file() and path.parent.name != "__pycache__":
+            yield path
+
+
+def _key() -> str:
+    digest = hashlib.sha256(sys.version.encode())
+    for path in _sources():
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(project())} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _build(archive: Path, python: str) -> None:
+    start = time.monotonic()
+    say("building the package for the guest")
+    with tempfile.TemporaryDirectory(prefix="pyvirtnet-wheel-") as name:
+        folder = Path(name)
+        (wheel,) = _wheel(folder).glob("*.whl")
+        tree = folder / "tree"
+        with zipfile.ZipFile(wheel) as file:
+            file.extractall(tree)
+        compileall.compile_dir(
+            tree,
+            quiet=1,
+            stripdir=str(tree),
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
+        part = archive.with_suffix(".part")
+        with open(part, "wb") as out, Archive(out) as writer:
+            writer.tree(f"payload/root/usr/local/lib/python{python}/dist-packages", tree)
+        part.rename(archive)
+    for old in sorted(cache().glob("package-*.cpio"), key=_age)[:-_KEPT]:
+        old.unlink(missing_ok=True)
+    say(f"the package is ready ({time.monotonic() - start:.1f} s)")
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _wheel(folder: Path) -> Path:
+    """Builds the wheel into `folder`, in the build folder of the editable install if there is one:
+    then only what has changed is compiled."""
+    build = Path(sys.prefix) / "build"
+    if not build.is_dir():
+        build = cache() / f"build-{hashlib.sha256(bytes(project())).hexdigest()[:8]}"
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
+    command += ["--disable-pip-version-check", "--wheel-dir", str(folder)]
+    command += [f"--config-settings=build-dir={build}", str(project())]
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    result = subprocess.run(
+        command, check=False, env={**os.environ, "PATH": tools}, capture_output=True, text=True
+    )
+    if result.returncode:
+        raise Error(
+            "the package for the guest could not be built",
+            result.stdout + result.stderr,
+            "correct the source; pip install --no-build-isolation -e . shows the same",
+        )
+    return folder

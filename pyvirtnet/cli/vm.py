@@ -1,0 +1,137 @@
+"""tools/vm: builds the guest image; runs a command in a guest with virtio-net NICs and an IOMMU."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..errors import Error
+from ._vm_guest import Guest, Sink
+from ._vm_image import image, say
+from ._vm_link import TapNamespace, address
+from ._vm_machine import Machine, bdf, mac
+from ._vm_package import payload
+
+_RUN = """\
+CMD runs as root in /root of a Debian guest, with the package installed, this clone read-only at
+/mnt/project and the folder of --share at /mnt/share. Its output streams through; its exit status
+is this command's. 124: the guest did not finish in time, or died. 125: it could not be started.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)  # what follows is CMD's, untouched
+    parser = _parser()
+    options = parser.parse_args(given[:cut])
+    options.command = given[cut + 1 :]
+    if options.action == "run" and not options.command:
+        parser.error("no command: tools/vm run [OPTIONS] -- CMD…")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        if options.action == "build":
+            say(f"the image is in {image().disk.parent}")
+            return 0
+        return _run(options)
+    except Error as error:
+        say(str(error))
+        return 125
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 128 + signal.SIGINT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tools/vm", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="build|run")
+    actions.add_parser("build", help="build the guest image, if it is not in the cache")
+    run = actions.add_parser(
+        "run",
+        help="run a command in a guest",
+        description=_RUN,
+        usage="tools/vm run [OPTIONS] -- CMD…",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = run.add_argument
+    add("--ports", type=int, default=2, metavar="N", help="NICs, at 0000:00:04.0 and up")
+    add("--link", choices=["hub", "tap", "dgram"], default="hub", help="what they are cabled to")
+    add("--iommu", choices=["intel", "none"], default="intel", help="the virtual IOMMU")
+    add("--port-opts", default="", metavar="STR", help="QEMU's options for every NIC, as a=b,c=d")
+    add("--queues", type=int, default=1, metavar="N", help="queue pairs of every NIC (tap only)")
+    add("--accel", choices=["auto", "kvm", "tcg"], default="auto", help="KVM or emulation")
+    add("--share", type=Path, metavar="DIR", help="a folder for /mnt/share, read and write")
+    add("--timeout", type=float, default=600, metavar="S", help="seconds until the guest must end")
+    add("--memory", type=int, default=1536, metavar="MIB", help="the guest's memory")
+    add("--cpus", type=int, default=2, metavar="N", help="the guest's processors")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    share: Path | None = options.share
+    if share is not None and not share.is_dir():
+        raise Error(f"cannot share {share}", "it is not a folder", f"mkdir -p {share}")
+    machine = Machine(
+        options.ports,
+        options.link,
+        options.iommu,
+        options.port_opts,
+        options.queues,
+        options.accel,
+        options.memory,
+        options.cpus,
+    )
+    system = image()
+    package = payload(system)
+    with ExitStack() as stack:
+        prefix: list[str] = []
+        if machine.link == "tap":
+            namespace = stack.enter_context(TapNamespace(machine.ports, machine.queues))
+            prefix = namespace.prefix
+            say(f"network namespace {namespace.name}")
+        guest = stack.enter_context(
+            Guest(
+                system,
+                package,
+                machine,
+                options.command,
+                stdout=_to(sys.stdout.fileno()),
+                stderr=_to(sys.stderr.fileno()),
+                timeout=options.timeout,
+                share=share and share.resolve(),
+                prefix=prefix,
+            )
+        )
+        _describe(machine, guest.folder)
+        while guest.status is None:
+            guest.pump()
+        if guest.failure:
+            say(guest.failure)
+        return guest.status
+
+
+def _to(fd: int) -> Sink:
+    def write(data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+
+    return write
+
+
+def _describe(machine: Machine, folder: Path) -> None:
+    for port in range(machine.ports):
+        peer = {
+            "hub": f"hub {port // 2}",
+            "tap": f"tap{port} {address(port)}",
+            "dgram": f"{folder}/port{port}.host (send to port{port}.guest)",
+        }[machine.link]
+        say(f"port {port}: {bdf(port)} {mac(port)} on {peer}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+# What every tool needs before it runs, for `. tools/_setup.sh`: set_up package|vm|dev, then run MODULE.
+# package: .venv with the package, editable; vm: also QEMU and mmdebstrap; dev: also the test tools.
+
+project=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
+export PYVIRTNET_PROJECT="$project"
+python=$project/.venv/bin/python
+PATH=$PATH:/usr/sbin:/sbin
+
+stage() { echo "setup: $*" >&2; }
+fail() { echo "setup: $1"; echo "  mend: $2"; exit 1; } >&2
+
+set_up() {
+    if [ -e /etc/pyvirtnet-guest ]; then  # the clone is read-only here, the package installed
+        python=python3
+        return
+    fi
+    exec 9<"$project"
+    flock -n 9 || { stage "another tool is setting up; waiting for it"; flock 9; }
+    debian_packages "$1"
+    virtual_environment "$1"
+    compile
+    exec 9<&-
+}
+
+run() {
+    module=$1
+    shift
+    exec "$python" -P -m "$module" "$@"
+}
+
+debian_packages() {
+    missing=
+    need gcc gcc
+    [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+    [ -e "$project/.venv/stamp" ] || python_packages
+    if [ "$1" != package ]; then
+        need qemu-system-x86_64 qemu-system-x86
+        need mmdebstrap mmdebstrap
+        need mke2fs e2fsprogs
+        need ip iproute2
+    fi
+    [ -z "$missing" ] || install_packages $missing
+}
+
+need() { command -v "$1" >/dev/null || missing="$missing $2"; }
+
+# The interpreter, and what of it Debian packs apart.
+python_packages() {
+    base=
+    for name in python3.11 python3; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            base=$("$name" -c 'import sys; print(sys.executable)')
+            break
+        fi
+    done
+    [ -n "$base" ] || fail "there is no Python 3.11 or newer" "apt-get install python3.11"
+    "$base" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+    header=$("$base" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
+    [ -e "$header" ] || missing="$missing python3-dev"
+}
+
+install_packages() {
+    command -v apt-get >/dev/null ||
+        fail "these programs are missing: $*" "install them; only Debian's apt-get is automatic"
+    stage "installing Debian packages: $*"
+    root=
+    if [ "$(id -u)" != 0 ]; then
+        root="sudo"
+        command -v sudo >/dev/null || fail "cannot install $*" "as root: apt-get install $*"
+    fi
+    log=$(mktemp)
+    { $root apt-get update &&
+        $root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    } >"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "apt-get failed (see above)" \
+        "apt-get update && apt-get install $*"; }
+    rm -f "$log"
+}
+
+virtual_environment() {
+    extras=
+    stamps=$project/.venv/stamp
+    if [ "$1" = dev ]; then
+        extras='[dev]'
+        stamps="$project/.venv/stamp $project/.venv/stamp-dev"
+    fi
+    wanted=$(fingerprint)
+    fresh=yes
+    for stamp in $stamps; do
+        [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] || fresh=
+    done
+    [ -z "$fresh" ] || return 0
+    [ -n "${base:-}" ] || python_packages
+    if ! "$python" -c '' 2>/dev/null; then
+        stage "making .venv with $("$base" --version)"
+        "$base" -m venv --clear "$project/.venv"
+    fi
+    stage "installing the build tools"
+    "$python" -c 'import tomllib; print(*tomllib.load(open(0, "rb"))["build-system"]["requires"],
+        "meson >= 1.3", "ninja", sep="\n")' <"$project/pyproject.toml" >"$project/.venv/build-tools"
+    pip -r "$project/.venv/build-tools"
+    stage "building the package and installing it (editable) with what it needs"
+    pip --no-build-isolation --config-settings=build-dir="$project/.venv/build" \
+        --editable "$project$extras"
+    for stamp in $stamps; do
+        fingerprint >"$stamp"
+    done
+    own
+}
+
+# Changes with the package's requirements, its place and its interpreter.
+fingerprint() {
+    { cat "$project/pyproject.toml"; echo "$project"; readlink -f "$python"; } | sha256sum
+}
+
+pip() {
+    PATH="$project/.venv/bin:$PATH" "$python" -m pip install --quiet \
+        --disable-pip-version-check --root-user-action=ignore "$@" ||
+        fail "pip failed (see above)" "see that this machine reaches its package index, then again"
+}
+
+# Compiles what has changed, under the lock: two tools that start at once don't both do it.
+compile() {
+    [ -w "$project/.venv/build" ] || return 0
+    output=$(PATH="$project/.venv/bin:$PATH" ninja -C "$project/.venv/build" --quiet 2>&1) ||
+        { echo "$output" >&2; fail "the package does not compile (see above)" "correct the source"; }
+    own
+}
+
+# A run with sudo leaves nothing of root's in the user's clone.
+own() {
+    [ "$(id -u)" != 0 ] || chown -R --reference="$project" "$project/.venv"
+}
