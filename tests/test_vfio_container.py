@@ -2,7 +2,9 @@
 
 import errno
 import gc
+import os
 import resource
+import termios
 
 import pytest
 from fake_kernel import FakeKernel
@@ -290,6 +292,21 @@ class TestMapping:
         error = open_failing()
         assert first.iova != second.iova
         assert "dma_entry_limit" in error.mend
+
+
+class TestFile:
+    def test_an_ioctl_gives_its_result_whatever_its_argument_is(self):
+        reader, writer = os.pipe()
+        os.write(writer, b"12345")
+        answer = bytearray(4)
+        file = File(reader)
+        assert file.ioctl(termios.FIONREAD, answer) == 0
+        assert answer == (5).to_bytes(4, "little")
+        assert file.ioctl(termios.FIONREAD, bytes(4)) == 0
+        file.close()
+        file.close()
+        assert file.closed
+        os.close(writer)
 
 
 class TestNames:

@@ -30,6 +30,8 @@ class File:
 
     def ioctl(self, request: int, argument: int | bytes | bytearray | Structure = 0) -> int:
         """The call's result; structures and bytearrays are updated in place."""
+        if isinstance(argument, bytes):  # for bytes, fcntl would return them and not the result
+            argument = bytearray(argument)
         return int(fcntl.ioctl(self.fd, request, argument))
 
     def pread(self, length: int, offset: int) -> bytes:
