@@ -1,4 +1,4 @@
-"""pyvirtnet: a userspace virtio-net driver. Frames in bursts, at a C driver's speed, from Python."""
+"""pyvirtnet: a userspace virtio-net driver. Frames in bursts, from Python, as fast as C."""
 
 from ._burst import Frame, RxBurst, TxBurst
 from .errors import (

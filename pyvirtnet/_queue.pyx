@@ -2,7 +2,7 @@
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_INCREF, PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 import os
@@ -10,7 +10,7 @@ import select
 import time
 
 from ._barrier cimport enter, hold, leave
-from ._burst cimport Burst, Frame, RxBurst, TxBurst, empty_rx_burst, new_rx_burst
+from ._burst cimport Burst, Frame, RxBurst, empty_rx_burst, new_rx_burst
 from ._pages cimport (
     HEAD_BYTES,
     PAGE_BYTES,
@@ -132,6 +132,10 @@ cdef class QueuePair:
         tx_destroy(&self.tx)
         leave(&self.rx_busy)
         leave(&self.tx_busy)
+
+    def abandon(self, why):
+        """In a forked child: no more calls. The device goes on for the parent."""
+        self.closed = why
 
     # ---- receive ---------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The core: receive pages posted and merged into frames; frames sent and reclaimed on the next send.
+"""The core: pages posted and merged into frames; frames sent and reclaimed on the next send.
 
 Nothing the device writes is believed: ids, lengths, counts and indices are checked once, here,
 against private shadow state. A lie is a negative code; the queue is then broken for good.

@@ -1,4 +1,4 @@
-"""The split virtqueue format (VIRTIO 1.3, 2.7): where the words lie, who writes them, in what order.
+"""The split virtqueue (VIRTIO 1.3, 2.7): where the words lie, who writes them, in what order.
 
 Knows neither pages nor frames. The device writes `used`; nothing read there is believed here:
 `_ring` checks it against its own shadow state.

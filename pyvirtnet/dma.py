@@ -3,6 +3,9 @@
 DMA memory belongs to the process, not to a port. Every mapper (a VFIO container, a vhost-user
 memory table) is shown every region, so a frame received on one port can be sent on another.
 A region lives as long as somebody refers to it: pages, head slots and views do.
+
+After fork the memory stays the parent's. The child gets a copy of its own at the same addresses,
+so that views it inherited stay readable and nothing it does can touch what the device uses.
 """
 
 from __future__ import annotations
@@ -20,6 +23,17 @@ HUGE_PAGE = 2 << 20
 SMALL_PAGE = mmap.PAGESIZE
 FIRST_IOVA = 4 << 30  # above the reserved MSI window, below the 39 bits of a small IOMMU
 _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+_MAP_FIXED = 0x10
+_libc_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_libc_mmap.restype = ctypes.c_size_t
+_libc_mmap.argtypes = [
+    ctypes.c_size_t,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
 
 
 class Region:
@@ -31,12 +45,23 @@ class Region:
     iova     where every device sees it
     """
 
-    __slots__ = ("__weakref__", "_map", "address", "fd", "iova", "page_size", "size")
+    __slots__ = ("__weakref__", "_map", "address", "fd", "final", "iova", "page_size", "size")
+
+    final: weakref.finalize[..., Region]  # unmaps it for devices and closes fd
 
     def __init__(self, fd: int, size: int, page_size: int, iova: int) -> None:
         self.fd, self.size, self.page_size, self.iova = fd, size, page_size, iova
         self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | _MAP_POPULATE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def become_private(self) -> None:
+        """In a forked child: replace the shared memory by a copy of what it holds now."""
+        content = bytes(self._map)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        if _libc_mmap(self.address, self.size, access, flags, -1, 0) != self.address:
+            raise OSError(ctypes.get_errno(), "cannot copy DMA memory for a forked process")
+        ctypes.memmove(self.address, content, self.size)
 
     def buffer(self) -> memoryview:
         """The whole region, writable. It keeps the region mapped."""
@@ -83,8 +108,8 @@ class Memory:
             os.close(region.fd)
             raise
         self._regions.add(region)
-        final = weakref.finalize(region, self._release, region.fd, region.iova, region.size)
-        final.atexit = False  # at exit the devices are reset and the kernel frees the memory
+        region.final = weakref.finalize(region, self._release, region.fd, region.iova, region.size)
+        region.final.atexit = False  # at exit devices are reset and the kernel frees the memory
         return region
 
     def attach(self, mapper: Mapper) -> None:
@@ -107,6 +132,15 @@ class Memory:
 
     def regions(self) -> Iterator[Region]:
         return iter(sorted(self._regions, key=lambda region: region.iova))
+
+    def forget(self) -> None:
+        """In a forked child: no mapper is ours, and every region becomes a private copy."""
+        self._mappers = []
+        for region in self.regions():
+            region.final.detach()
+            region.become_private()
+            os.close(region.fd)
+        self._regions = weakref.WeakSet()
 
     def _create(self, size: int) -> Region:
         for page_size, flags in ((HUGE_PAGE, os.MFD_HUGETLB), (SMALL_PAGE, 0)):
@@ -191,3 +225,6 @@ class Arena:
 
 memory = Memory()
 arena = Arena(memory)
+
+
+os.register_at_fork(after_in_child=memory.forget)

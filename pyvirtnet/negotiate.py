@@ -58,9 +58,7 @@ def parse(switches: Iterable[str]) -> frozenset[Feature]:
                 raise ValueError("version_1 cannot be switched off: the driver is modern only")
             wanted.discard(feature)
         elif feature not in SUPPORTED:
-            raise FeatureMissing(
-                f"feature {name.lower()} cannot be negotiated", "this driver does not support it yet"
-            )
+            raise FeatureMissing(f"no feature {name.lower()}", "this driver does not have it yet")
     return frozenset(wanted)
 
 

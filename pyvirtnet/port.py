@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import secrets
 import struct
 import weakref
@@ -371,6 +372,13 @@ class Port:
             self._past.append(queue.counters())
         self.queues = []
 
+    def _abandon(self) -> None:
+        """In a forked child: the device is the parent's; only our copies of files go."""
+        self._closed = True
+        for queue in self.queues:
+            queue.abandon("it belongs to the process that this one was forked from")
+        self._transport.abandon()
+
 
 _open_ports: weakref.WeakSet[Port] = weakref.WeakSet()
 
@@ -380,3 +388,12 @@ def _close_all() -> None:
     """Leave no device alive at exit. The kernel does the same for a process that is killed."""
     for port in list(_open_ports):
         port.close()
+
+
+def _after_fork() -> None:
+    for port in list(_open_ports):
+        port._abandon()
+    _open_ports.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

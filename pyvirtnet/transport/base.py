@@ -81,3 +81,7 @@ class Transport(ABC):
     def close(self) -> None:
         """Reset the device, then give up memory and file descriptors. Never raises for a
         device that has gone. May be called twice."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """In a forked child: close inherited files, leave device and memory to the parent."""

@@ -95,6 +95,13 @@ class SimTransport(Transport, dma.Mapper):
         dma.memory.detach(self)
         self._memory.replace(())
         self.device.translate = self.device.interrupt = None
+        self._close_fds()
+
+    def abandon(self) -> None:
+        self._closed = True
+        self._close_fds()
+
+    def _close_fds(self) -> None:
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
