@@ -23,7 +23,7 @@ from ._vm_machine import Machine
 
 TIMED_OUT = 124  # as timeout(1)
 _CHANNELS = ("stdout", "stderr", "status")  # virtio-serial ports 1, 2, 3, as guest-init has them
-_CONSOLE_LINES = 25
+_CONSOLE_LINES = 40
 
 Sink = Callable[[bytes], object]
 
@@ -93,12 +93,11 @@ class Guest:
             self._fail(f"time-out: the guest did not finish within {self._timeout:g} s")
 
     def console(self) -> str:
-        """The last lines of the guest's console."""
+        """What the guest's kernel and init have written."""
         try:
-            text = (self.folder / "console").read_text(errors="replace")
+            return (self.folder / "console").read_text(errors="replace").replace("\r", "")
         except FileNotFoundError:
             return ""
-        return "\n".join(text.replace("\r", "").splitlines()[-_CONSOLE_LINES:])
 
     def close(self) -> None:
         """Ends QEMU (its disks are snapshots: nothing is lost) and removes what it used."""
@@ -209,7 +208,8 @@ class Guest:
     def _cause_of_death(self) -> str:
         assert self._qemu is not None
         code = self._qemu.wait()
-        log = (self.folder / "qemu.log").read_text(errors="replace").strip()
+        lines = (self.folder / "qemu.log").read_text(errors="replace").splitlines()
+        log = "\n".join(line for line in lines if "warning:" not in line)
         if self.booted_after is None and not self.console():
             raise Error("QEMU did not start", log or f"it ended with {code}", "see the message")
         panic = "Kernel panic" in self.console()
@@ -219,7 +219,8 @@ class Guest:
         return f"{how}\n{log}" if log else how
 
     def _fail(self, text: str) -> None:
-        self.failure = f"{text}\n--- the guest's last console lines ---\n{self.console()}"
+        last = "\n".join(self.console().splitlines()[-_CONSOLE_LINES:])
+        self.failure = f"{text}\n--- the guest's last console lines ---\n{last}"
         self.status = TIMED_OUT
 
 

@@ -10,7 +10,6 @@ from typing import Self
 from ..errors import NoPermission
 from ._vm_image import find_program
 
-
 _NO_IPV6 = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
 
 

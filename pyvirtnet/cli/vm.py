@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command = given[cut + 1 :]
     if options.action == "run" and not options.command:
         parser.error("no command: tools/vm run [OPTIONS] -- CMD…")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     try:
         if options.action == "build":
             say(f"the image is in {image().disk.parent}")
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Error as error:
         say(str(error))
         return 125
+    except BrokenPipeError:  # nobody reads the output any more
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         say("interrupted")
         return 128 + signal.SIGINT
