@@ -207,7 +207,7 @@ class TestErrors:
             VfioPciTransport("0000:00:1f.7")
 
     def test_not_a_network_device(self):
-        with pytest.raises(errors.NotVirtioNet, match="1af4:10(01|42)"):
+        with pytest.raises(errors.NotVirtioNet, match=r"1af4:10(01|42)"):
             VfioPciTransport(DISK)
 
     def test_not_bound_names_the_driver_and_the_command(self):
