@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Violation(AssertionError):  # noqa: N818 - it is no error of the program's
+class Violation(AssertionError):
     """The rule, its section in VIRTIO 1.3, and what the driver was seen to do."""
 
     def __init__(self, rule: str, section: str, seen: str) -> None:

@@ -1,0 +1,163 @@
+"""A small driver in plain Python, to prove the device model: it does as told, right or wrong."""
+
+import struct
+
+from pyvirtnet.testing import MemoryMap, NetDevice
+
+BASE = 0x1_0000_0000  # address of the driver's memory at the device
+SIZE = 4 << 20
+QUEUE_SPACE = 0x8000
+BUFFERS = BASE + 0x40000
+FRAMES = BASE + SIZE // 2  # transmitted frames lie here, each at its head's place
+PAGE = 4096
+NEXT, WRITE, INDIRECT = 1, 2, 4
+HEADER = bytes(12)
+
+
+class Queue:
+    """The driver's half of a split virtqueue."""
+
+    def __init__(self, memory, index, size, start):
+        self.memory, self.index, self.size = memory, index, size
+        self.desc = BASE + index * QUEUE_SPACE
+        self.avail = self.desc + 0x4000
+        self.used = self.desc + 0x5000
+        self.free = list(range(size))
+        self.chains = {}
+        self.next = self.published = self.reaped = start
+        self.put16(self.avail + 2, start)
+        self.put16(self.used + 2, start)
+
+    def put16(self, address, value):
+        struct.pack_into("<H", self.memory, address - BASE, value & 0xFFFF)
+
+    def get16(self, address):
+        return struct.unpack_from("<H", self.memory, address - BASE)[0]
+
+    def describe(self, slot, address, length, flags=0, following=0):
+        at = self.desc + 16 * slot - BASE
+        struct.pack_into("<QIHH", self.memory, at, address, length, flags, following)
+
+    def add(self, *pieces, flags):
+        """Expose a chain of (address, length) once `publish` is called; its head."""
+        slots = [self.free.pop(0) for _ in pieces]
+        for at, (slot, (address, length)) in enumerate(zip(slots, pieces, strict=True)):
+            last = at == len(slots) - 1
+            self.describe(
+                slot, address, length, flags | (0 if last else NEXT), 0 if last else slots[at + 1]
+            )
+        self.offer(slots[0])
+        self.chains[slots[0]] = (slots, pieces)
+        return slots[0]
+
+    def offer(self, head):
+        self.put16(self.avail + 4 + 2 * (self.next % self.size), head)
+        self.next = (self.next + 1) & 0xFFFF
+
+    def publish(self):
+        """Move the available index; whether there is anything to kick for."""
+        news = self.next != self.published
+        self.put16(self.avail + 2, self.next)
+        self.published = self.next
+        return news
+
+    def reap(self):
+        """(pieces, bytes written) of each buffer used since the last call."""
+        done = []
+        while self.reaped != self.get16(self.used + 2):
+            at = self.used + 4 + 8 * (self.reaped % self.size) - BASE
+            head, length = struct.unpack_from("<II", self.memory, at)
+            slots, pieces = self.chains.pop(head)
+            self.free += slots
+            done.append((pieces, length))
+            self.reaped = (self.reaped + 1) & 0xFFFF
+        return done
+
+
+class Driver:
+    """Brings a `NetDevice` up step by step, posts buffers, sends and receives."""
+
+    def __init__(self, device=None, *, size=8, features=None, **options):
+        self.device = device or NetDevice(queue_sizes=(size, size), **options)
+        self.memory = bytearray(SIZE)
+        self.map = MemoryMap([(BASE, memoryview(self.memory))])
+        self.device.translate = self.map.translate
+        self.size = size
+        self.features = self.device.offered if features is None else features
+        self.rx, self.tx = (
+            Queue(self.memory, index, size, self.device.start_index) for index in (0, 1)
+        )
+        self.next_buffer = BUFFERS
+        self.free_pages = []
+
+    def steps(self):
+        """What 3.1.1 asks for, in order, by name."""
+        device = self.device
+        return {
+            "reset": lambda: device.write_status(0),
+            "acknowledge": lambda: device.write_status(1),
+            "driver": lambda: device.write_status(3),
+            "features": lambda: device.accept_features(self.features),
+            "features_ok": lambda: device.write_status(11),
+            "read back": device.read_status,
+            "queue 0": lambda: self.set_up(self.rx),
+            "queue 1": lambda: self.set_up(self.tx),
+            "driver_ok": lambda: device.write_status(15),
+        }
+
+    def up(self, until=None, without=()):
+        for name, step in self.steps().items():
+            if name == until:
+                break
+            if name not in without:
+                step()
+        return self
+
+    def set_up(self, queue, **changes):
+        areas = {"desc": queue.desc, "driver": queue.avail, "device": queue.used}
+        self.device.configure_queue(queue.index, **({"size": queue.size} | areas | changes))
+        self.device.enable(queue.index)
+
+    def buffer(self, length=PAGE):
+        address = self.next_buffer
+        self.next_buffer += length
+        return address
+
+    def put(self, address, data):
+        self.memory[address - BASE : address - BASE + len(data)] = data
+
+    def get(self, address, length):
+        return bytes(self.memory[address - BASE : address - BASE + length])
+
+    def post(self, count=1, length=PAGE, kick=True):
+        for _ in range(count):
+            address = self.free_pages.pop() if self.free_pages else self.buffer(length)
+            self.rx.add((address, length), flags=WRITE)
+        if self.rx.publish() and kick:
+            self.device.kick(0)
+
+    def send(self, *frames, header=HEADER, kick=True):
+        for frame in frames:
+            data = header + frame
+            address = FRAMES + self.tx.free[0] * (SIZE // 2 // self.size)
+            self.put(address, data)
+            self.tx.add((address, len(data)), flags=0)
+        if self.tx.publish() and kick:
+            self.device.kick(1)
+
+    def receive(self):
+        """Frames received, put together from their buffers."""
+        frames, parts, left = [], [], 0
+        for pieces, length in self.rx.reap():
+            address, _ = pieces[0]
+            data = self.get(address, length)
+            self.free_pages.append(address)
+            if not left:
+                left, data = struct.unpack_from("<H", data, 10)[0], data[12:]
+            parts.append(data)
+            left -= 1
+            if not left:
+                frames.append(b"".join(parts))
+                parts = []
+        assert not left, "a frame's last buffers are missing"
+        return frames
