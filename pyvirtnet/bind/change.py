@@ -207,7 +207,6 @@ def _plan_restore(host: Host, bdf: str) -> _Plan:
         partial(steps.give_back, host, bdf, memo.driver),
     )
     if memo.interfaces or host.is_network(bdf):
-        wait = partial(steps.await_interface, host, bdf, memo.interfaces)
-        plan.step("wait for its interface", wait)
+        plan.step("wait for its interface", partial(steps.await_interface, host, bdf))
     plan.step("forget what it was", lambda until: forget(host, bdf))
     return plan

@@ -44,8 +44,13 @@ def read(path: Path) -> str:
 
 def link(path: Path) -> str | None:
     """The name that a symbolic link of sysfs points at."""
+    target = _target(path)
+    return None if target is None else os.path.basename(target)
+
+
+def _target(path: Path) -> str | None:
     try:
-        return os.path.basename(os.readlink(path))
+        return os.readlink(path)
     except OSError:
         return None
 
@@ -83,8 +88,9 @@ class Host:
     @contextmanager
     def watch(self) -> Iterator[Until]:
         """Listen to the kernel's events; yields until(condition, seconds) -> was it met?"""
-        source = "udev" if (self.run / "udev/control").exists() else "kernel"
-        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source)
+        monitor = pyudev.Monitor.from_netlink(
+            pyudev.Context(), "udev" if self._has_udev() else "kernel"
+        )
         monitor.start()
 
         def until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -98,6 +104,18 @@ class Host:
             return True
 
         yield until
+
+    def settled(self, device: Path) -> bool:
+        """Is udev, where there is one, done with naming a device and setting its owner?"""
+        if not self._has_udev():
+            return True
+        with suppress(pyudev.DeviceNotFoundError):
+            found = pyudev.Devices.from_sys_path(pyudev.Context(), str(device))
+            return found.is_initialized and "ID_RENAMING" not in found.properties
+        return False
+
+    def _has_udev(self) -> bool:
+        return (self.run / "udev/control").exists()
 
     def write(self, path: Path, text: str) -> None:
         with failing(f"write {text.strip()!r} to {path}"):
@@ -224,7 +242,7 @@ class Host:
         found = []
         for process in self.proc.glob("[0-9]*"):
             with suppress(OSError):  # gone meanwhile, or another user's
-                if nodes & {os.readlink(fd) for fd in (process / "fd").iterdir()}:
+                if any(_target(fd) in nodes for fd in (process / "fd").iterdir()):
                     found.append(f"pid {process.name} ({read(process / 'comm')})")
         return sorted(found)
 

@@ -15,7 +15,7 @@ from .host import IOMMU_MEND, VFIO_PCI, Host, Until, failing, read
 
 MEMLOCK_MIB = 64  # what a port of the default size maps for DMA, with room to spare
 _PATIENCE = 10.0  # seconds for a driver, a node or an interface to come
-_RENAMING = 2.0  # seconds more for udev to give an interface its old name
+_SETTLING = 3.0  # seconds more for udev, whose absence of mind does no harm
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ def await_node(host: Host, bdf: str, until: Until) -> str:
     if not until(there, _PATIENCE):
         why = f"{host.node(bdf) or 'its node under /dev/vfio'} did not appear"
         raise BindFailed(f"cannot use {bdf}", why, "see that devtmpfs is mounted on /dev; dmesg")
-    return f"bound to {VFIO_PCI}, node {host.node(bdf)}"
+    node = host.node(bdf) or Path()
+    until(lambda: host.settled((host.sys / "class/vfio" / node.name).resolve()), _SETTLING)
+    return f"bound to {VFIO_PCI}, node {node}"
 
 
 def give(host: Host, bdf: str, owner: Owner, until: Until) -> str:
@@ -147,11 +149,14 @@ def put_back(host: Host, bdf: str, old: str | None, until: Until) -> bool:
     return True
 
 
-def await_interface(host: Host, bdf: str, names: list[str], until: Until) -> str:
+def await_interface(host: Host, bdf: str, until: Until) -> str:
+    def settled() -> bool:
+        return all(host.settled((host.net / name).resolve()) for name in host.interfaces(bdf))
+
     if not until(lambda: bool(host.interfaces(bdf)), _PATIENCE):
         what = f"{bdf} is with {host.driver(bdf)}, and has no interface"
         raise BindFailed(what, f"none came within {_PATIENCE:.0f} s", "dmesg tells the cause")
-    until(lambda: set(names) <= set(host.interfaces(bdf)), _RENAMING)
+    until(settled, _SETTLING)
     return f"with {host.driver(bdf)}, interface {', '.join(host.interfaces(bdf))}"
 
 

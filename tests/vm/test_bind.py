@@ -153,18 +153,21 @@ def test_a_bridge_refuses(capsys: pytest.CaptureFixture[str], eth: str) -> None:
         ip("link", "delete", "br0")
 
 
-@pytest.mark.parametrize("kind", [("vlan", "id", "5"), ("macvlan",)])
+@pytest.mark.parametrize(
+    ("kind", "word"), [(("vlan", "id", "5"), "vlan"), (("macvlan",), "interface")]
+)
 def test_an_interface_on_top_refuses(
-    capsys: pytest.CaptureFixture[str], eth: str, kind: tuple[str, ...]
+    capsys: pytest.CaptureFixture[str], eth: str, kind: tuple[str, ...], word: str
 ) -> None:
     ip("link", "add", "link", eth, "name", "above0", "type", *kind)
     try:
-        assert f"{eth} carries the {kind[0]} above0" in refused(capsys, NIC)
+        assert f"{eth} carries the {word} above0" in refused(capsys, NIC)
     finally:
         ip("link", "delete", "above0")
 
 
 def test_traffic_refuses(capsys: pytest.CaptureFixture[str], eth: str) -> None:
+    ip("link", "set", *HOST.interfaces(OTHER), "up")  # or the cable takes nothing
     ip("link", "set", eth, "up")
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((eth, 0))
