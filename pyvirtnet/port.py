@@ -344,9 +344,9 @@ class Port:
             raise DeviceBroken(
                 f"{self.name} cannot be set up", f"its queue {index} has the size {largest} (2.7)"
             )
+        if self._ring_size is None:
+            return self._transport.default_ring_size or largest
         size = self._ring_size
-        if size is None:
-            return largest
         if size < 2 or size & (size - 1) or size > largest:
             raise ValueError(
                 f"ring_size={size}: {self.name} takes powers of two from 2 to {largest}"

@@ -46,7 +46,7 @@ def test_the_port_is_closed_in_the_child(held):
 
 
 def test_views_stay_readable_in_the_child_and_are_its_own(held):
-    port, burst = held
+    _, burst = held
     view = burst[0].frags[0]
 
     def check():

@@ -6,12 +6,16 @@ from .base import Transport
 
 
 def open_transport(address: str) -> Transport:
-    """The transport for "sim:NAME" or a PCI address; only the one that is needed is imported."""
+    """The transport for "sim:NAME", "vhost-user:/path" or a PCI address; only the one that is needed is imported."""
     kind, colon, _ = address.partition(":")
     if colon and kind == "sim":
         from .sim import open_sim
 
         return open_sim(address)
+    if colon and kind == "vhost-user":
+        from .vhost_user import VhostUserTransport
+
+        return VhostUserTransport(address.removeprefix("vhost-user:"))
     from .vfio_pci import VfioPciTransport
 
     return VfioPciTransport(address)

@@ -39,6 +39,7 @@ class Transport(ABC):
     """
 
     name: str
+    default_ring_size: int | None = None  # where the device leaves the size to us
     start_index: int = 0  # where ring indices start; a back end that outlived us has its own
 
     @abstractmethod
