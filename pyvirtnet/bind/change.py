@@ -130,15 +130,15 @@ def _without_iommu(host: Host, bdf: str) -> bool:
 
 
 def _plan_bind(host: Host, bdf: str, bdfs: list[str], owner: Owner) -> _Plan:
-    old = host.driver(bdf)
-    plan = _Plan(bdf, partial(_back, host, bdf, old), notes=_notes(host, bdf, bdfs))
+    old, names = host.driver(bdf), host.interfaces(bdf)
+    plan = _Plan(bdf, partial(_back, host, bdf, old, names), notes=_notes(host, bdf, bdfs))
     if old == VFIO_PCI:
         plan.undo = lambda until: False
         plan.step(f"keep {VFIO_PCI}: already bound to it", lambda until: None)
     else:
         plan.step(f"load {VFIO_PCI}", partial(steps.load, host))
         plan.step(f"remember {old or 'no driver'}", lambda until: remember(host, bdf))
-        for name in filter(host.is_up, host.interfaces(bdf)):
+        for name in filter(host.is_up, names):
             plan.step(f"take {name} down", partial(steps.take_down, host, name))
         plan.step(f"move from {old or 'no driver'} to {VFIO_PCI}", partial(steps.take, host, bdf))
     plan.step("wait for its node under /dev/vfio", partial(steps.await_node, host, bdf))
@@ -148,8 +148,10 @@ def _plan_bind(host: Host, bdf: str, bdfs: list[str], owner: Owner) -> _Plan:
     return plan
 
 
-def _back(host: Host, bdf: str, old: str | None, until: Until) -> bool:
+def _back(host: Host, bdf: str, old: str | None, names: list[str], until: Until) -> bool:
     moved = steps.put_back(host, bdf, old, until)
+    if moved and names:
+        steps.await_interface(host, bdf, until)
     if old is not None:
         forget(host, bdf)
     return moved
@@ -206,7 +208,7 @@ def _plan_restore(host: Host, bdf: str) -> _Plan:
         f"move from {now or 'no driver'} to {memo.driver or 'the driver the kernel chooses'}",
         partial(steps.give_back, host, bdf, memo.driver),
     )
-    if memo.interfaces or host.is_network(bdf):
+    if memo.interfaces or memo.driver is None:
         plan.step("wait for its interface", partial(steps.await_interface, host, bdf))
     plan.step("forget what it was", lambda until: forget(host, bdf))
     return plan
