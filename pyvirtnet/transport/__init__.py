@@ -6,7 +6,7 @@ from .base import Transport
 
 
 def open_transport(address: str) -> Transport:
-    """The transport for "sim:NAME", "vhost-user:/path" or a PCI address; only the one that is needed is imported."""
+    """The transport of an address: "sim:NAME", "vhost-user:/path", else PCI. Imported on demand."""
     kind, colon, _ = address.partition(":")
     if colon and kind == "sim":
         from .sim import open_sim
