@@ -66,7 +66,7 @@ class FakeVfio:
 
     def __init__(self, capabilities=None):
         self.fd = 1000
-        self.features = 1 << 32 | 1 << 5 | 1 << 15 | 1 << 16
+        self.features = 1 << 33 | 1 << 32 | 1 << 5 | 1 << 15 | 1 << 16
         self.queue_sizes = [256, 256, 64]
         self.notify_offs = [0, 1, 2]
         self.msix_count = 4

@@ -117,8 +117,13 @@ class TestRegisters:
         assert open_port(fake).offered_features() == 0xDEADBEEF_00C0FFEE
 
     def test_accepted_features_reach_the_device(self, fake):
-        open_port(fake).accept_features(1 << 32 | 1 << 15)
-        assert fake.state("driver_feature") == 1 << 32 | 1 << 15
+        open_port(fake).accept_features(1 << 33 | 1 << 32 | 1 << 15)
+        assert fake.state("driver_feature") == 1 << 33 | 1 << 32 | 1 << 15
+
+    def test_a_device_that_would_go_past_the_iommu_is_refused(self, fake):
+        with pytest.raises(errors.NoIommu, match="iommu_platform=on"):
+            open_port(fake).accept_features(1 << 32 | 1 << 15)
+        assert fake.state("driver_feature") == 0
 
     def test_status_bits_add_up(self, fake):
         transport = open_port(fake)

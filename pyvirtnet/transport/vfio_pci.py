@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 
 from .. import spec
-from ..errors import DeviceBroken, DeviceGone, DeviceTimeout, Error, NotVirtioNet
+from ..errors import DeviceBroken, DeviceGone, DeviceTimeout, Error, NoIommu, NotVirtioNet
 from ..spec import CommonCfg, Feature, PciCap
 from ..vfio.container import Iommu, container
 from ..vfio.device import Device
@@ -82,6 +82,13 @@ class VfioPciTransport(Transport):
         return features
 
     def accept_features(self, features: int) -> None:
+        if not features >> Feature.ACCESS_PLATFORM & 1:
+            raise NoIommu(
+                f"cannot drive {self.name}",
+                "without ACCESS_PLATFORM the device goes past the IOMMU, and would take the "
+                "addresses it is given for physical ones (6)",
+                "QEMU: iommu_platform=on,disable-legacy=on for the NIC; leave access_platform on",
+            )
         for select in (0, 1):
             self._write(CommonCfg.DRIVER_FEATURE_SELECT, select)
             self._write(CommonCfg.DRIVER_FEATURE, features >> 32 * select & 0xFFFFFFFF)
