@@ -1,0 +1,1 @@
+"""Tests that run in the guest; the host replays them (see conftest.py)."""
