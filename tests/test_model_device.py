@@ -50,16 +50,16 @@ def test_memory_is_looked_up_again_when_it_is_not_found():
 
 def test_what_is_lent_twice_is_given_back_twice():
     ledger = Ledger()
-    ledger.lend_shared(0xFF0, 0x20, "a")
-    ledger.lend_shared(0xFF0, 0x20, "a")
+    ledger.lend_shared(0xFF0, 0x20, ("a", 1))
+    ledger.lend_shared(0xFF0, 0x20, ("a", 1))
     ledger.give_back_shared(0xFF0, 0x20)
     assert ledger.holder(0x1000, 1) is not None
     ledger.give_back_shared(0xFF0, 0x20)
     assert ledger.holder(0x1000, 1) is None
-    ledger.lend_exclusive(0x1000, 16, "b")
+    ledger.lend_exclusive(0x1000, 16, ("b", 1))
     assert ledger.holder(0xFF0, 16) is None
     ledger.give_back_exclusive(0x1000, 16)
-    ledger.lend_exclusive(0x1008, 16, "c")
+    ledger.lend_exclusive(0x1008, 16, ("c", 1))
 
 
 # ---- receiving ---------------------------------------------------------------------------

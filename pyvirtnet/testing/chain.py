@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from .memory import Translate
-from .violation import Violation
+from .violation import Violation, Where, words
 
 _MAX_BYTES = 1 << 32  # 2.7.5.2, 2.8.4
+
+
+def reach(translate: Translate, address: int, length: int, where: Where) -> memoryview:
+    """The bytes of an element or an indirect table."""
+    try:
+        return translate(address, length)
+    except LookupError as error:
+        seen = f"{words(where)}: {address:#x} + {length}"
+        raise Violation("buffers lie in DMA memory", "2.7.5", seen) from error
 
 
 class Chain:
@@ -27,26 +36,21 @@ class Chain:
         self.readable = self.capacity = 0
 
     def add(
-        self, address: int, length: int, write: bool, translate: Translate, where: str
+        self, address: int, length: int, write: bool, translate: Translate, where: Where
     ) -> None:
         """Append an element, if it is a legal one."""
         if length == 0:
-            raise Violation("an element has a length", "2.7.5", f"{where}: length 0")
+            raise Violation("an element has a length", "2.7.5", f"{words(where)}: length 0")
         if not write and self.readable < len(self.spans):
             raise Violation(
                 "what the device reads comes before what it writes",
                 "2.7.4.2",
-                f"{where}: readable after writable",
+                f"{words(where)}: readable after writable",
             )
         self.capacity += length
         if self.capacity > _MAX_BYTES:
-            raise Violation("a buffer has 2^32 bytes at most", "2.7.5.2", where)
-        try:
-            self.views.append(translate(address, length))
-        except LookupError as error:
-            raise Violation(
-                "buffers lie in DMA memory", "2.7.5", f"{where}: {address:#x} + {length}"
-            ) from error
+            raise Violation("a buffer has 2^32 bytes at most", "2.7.5.2", words(where))
+        self.views.append(reach(translate, address, length, where))
         self.spans.append((address, length))
         self.readable += not write
 

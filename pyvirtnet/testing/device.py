@@ -138,9 +138,9 @@ class Device(Registers):
             raise Violation("a queue is set up before it is enabled", "4.1.4.3.2", seen)
         areas = self._areas[index]
         for name, address, length, _ in areas.spans():
-            self._ledger.lend_exclusive(address, length, f"{name} of queue {index}")
+            self._ledger.lend_exclusive(address, length, (f"{name} of queue", index))
         self.queues[index] = SplitQueue(
-            index, areas, self._reach_any, self.accepted, self.start_index
+            index, areas, self._translator(), self.accepted, self.start_index
         )
 
     @witnessed
@@ -214,11 +214,11 @@ class Device(Registers):
 
     def _reach(self, address: int, length: int, seen: str) -> memoryview:
         try:
-            return self._reach_any(address, length)
+            return self._translator()(address, length)
         except LookupError as error:
             raise Violation("virtqueues lie in DMA memory", "2.6, 4.1.4.3", seen) from error
 
-    def _reach_any(self, address: int, length: int) -> memoryview:
+    def _translator(self) -> Translate:
         if self.translate is None:
-            raise LookupError("the device has not been given a way to reach memory")
-        return self.translate(address, length)
+            raise RuntimeError("the device was given no way to reach memory")
+        return self.translate

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from . import layout
 from .layout import CSUM, ETHERNET_HEADER, LARGEST_FRAME, NEEDS_CSUM, NET_HEADER
-from .violation import Violation
+from .violation import Violation, Where, words
 
 _SECTION = "5.1.6.2.1"
 _SIZE = NET_HEADER.size
@@ -19,27 +19,27 @@ _GSO_NEEDS = {
 }
 
 
-def check_transmitted(data: bytes, features: int, mtu: int | None, where: str) -> None:
+def check_transmitted(data: bytes, features: int, mtu: int | None, where: Where) -> None:
     """Header and frame obey what was negotiated; `mtu` is None unless MTU was."""
     frame = len(data) - _SIZE
     if frame < ETHERNET_HEADER or frame > LARGEST_FRAME:
         limits = f"{ETHERNET_HEADER} to {LARGEST_FRAME} bytes"
-        raise Violation(f"a frame has {limits}", "5.1.6.2", f"{where}: {frame} bytes")
+        raise Violation(f"a frame has {limits}", "5.1.6.2", f"{words(where)}: {frame} bytes")
     blank = data.startswith(_BLANK)
     segmented = not blank and data[1] & ~layout.GSO_ECN != layout.GSO_NONE
     if mtu is not None and frame > mtu + ETHERNET_HEADER and not segmented:
-        seen = f"{where}: {frame} bytes, MTU {mtu}"
+        seen = f"{words(where)}: {frame} bytes, MTU {mtu}"
         raise Violation("a frame is no longer than the MTU and its header", "5.1.4.2", seen)
     if not blank:
         _check_offloads(data, features, where)
 
 
-def _check_offloads(data: bytes, features: int, where: str) -> None:
+def _check_offloads(data: bytes, features: int, where: Where) -> None:
     fields = NET_HEADER.unpack_from(data)
     flags, gso_type, _, gso_size, start, offset, buffers = fields
 
     def broken(rule: str) -> NoReturn:
-        raise Violation(rule, _SECTION, f"{where}: header {data[:_SIZE].hex()}")
+        raise Violation(rule, _SECTION, f"{words(where)}: header {data[:_SIZE].hex()}")
 
     if buffers:
         broken("num_buffers is 0 in what is transmitted")

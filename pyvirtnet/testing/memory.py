@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
-from .violation import Violation
+from .violation import Violation, Where, words
 
 Translate = Callable[[int, int], memoryview]
 Piece = tuple[int, memoryview]  # (address at the device, writable bytes)
@@ -70,9 +70,9 @@ class _Spans:
     """Spans of addresses with a label each, counted when they come more than once."""
 
     def __init__(self) -> None:
-        self._buckets: dict[int, dict[tuple[int, int], tuple[int, str]]] = {}
+        self._buckets: dict[int, dict[tuple[int, int], tuple[int, Where]]] = {}
 
-    def add(self, start: int, end: int, label: str) -> None:
+    def add(self, start: int, end: int, label: Where) -> None:
         for bucket in range(start >> _BUCKET, (end - 1 >> _BUCKET) + 1):
             spans = self._buckets.setdefault(bucket, {})
             count = spans[start, end][0] if (start, end) in spans else 0
@@ -91,7 +91,7 @@ class _Spans:
         for bucket in range(start >> _BUCKET, (end - 1 >> _BUCKET) + 1):
             for (low, high), (_, label) in self._buckets.get(bucket, {}).items():
                 if low < end and start < high:
-                    return f"{label} at {low:#x} + {high - low}"
+                    return f"{words(label)} at {low:#x} + {high - low}"
         return None
 
 
@@ -108,18 +108,18 @@ class Ledger:
         self._exclusive = _Spans()
         self._shared = _Spans()
 
-    def lend_exclusive(self, start: int, length: int, label: str) -> None:
+    def lend_exclusive(self, start: int, length: int, label: Where) -> None:
         end = start + length
         other = self._exclusive.overlap(start, end) or self._shared.overlap(start, end)
         if other is not None:
-            seen = f"{label} at {start:#x} + {length} overlaps {other}"
+            seen = f"{words(label)} at {start:#x} + {length} overlaps {other}"
             raise Violation(self._RULE, "2.6, 2.7.13", seen)
         self._exclusive.add(start, end, label)
 
-    def lend_shared(self, start: int, length: int, label: str) -> None:
+    def lend_shared(self, start: int, length: int, label: Where) -> None:
         other = self._exclusive.overlap(start, start + length)
         if other is not None:
-            seen = f"{label} at {start:#x} + {length} overlaps {other}"
+            seen = f"{words(label)} at {start:#x} + {length} overlaps {other}"
             raise Violation(self._RULE, "2.6, 2.7.13", seen)
         self._shared.add(start, start + length, label)
 

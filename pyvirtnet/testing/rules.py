@@ -9,7 +9,7 @@ from .chain import Chain
 from .device import Device, examined
 from .layout import ETHERNET_HEADER, GUEST_SEGMENTS, LARGEST_FRAME, MRG_RXBUF, MTU, NET_HEADER, mask
 from .split import SplitQueue
-from .violation import Violation
+from .violation import Violation, Where, words
 
 HEADER = NET_HEADER.size
 SMALLEST_BUFFER = HEADER + ETHERNET_HEADER + 1500
@@ -47,18 +47,19 @@ class NetRules(Device):
         else:
             self._admit_receive(chain, where)
 
-    def _admit_transmit(self, chain: Chain, where: str) -> None:
+    def _admit_transmit(self, chain: Chain, where: Where) -> None:
         if chain.readable < len(chain.spans):
-            raise Violation("transmit buffers are only read by the device", "5.1.6.2", where)
+            raise Violation("transmit buffers are only read by the device", "5.1.6.2", words(where))
         for address, length in chain.spans:
             self._ledger.lend_shared(address, length, where)
 
-    def _admit_receive(self, chain: Chain, where: str) -> None:
+    def _admit_receive(self, chain: Chain, where: Where) -> None:
         if chain.readable:
-            raise Violation("receive buffers are all written by the device", "5.1.6.3", where)
+            seen = words(where)
+            raise Violation("receive buffers are all written by the device", "5.1.6.3", seen)
         least = self._smallest_buffer()
         if chain.capacity < least:
-            seen = f"{where}: {chain.capacity} bytes"
+            seen = f"{words(where)}: {chain.capacity} bytes"
             raise Violation(f"a receive buffer has {least} bytes at least", "5.1.6.3.1", seen)
         for (address, length), view in zip(chain.spans, chain.views, strict=True):
             self._ledger.lend_exclusive(address, length, where)
@@ -78,7 +79,7 @@ class NetRules(Device):
             return
         for (address, length), view in zip(chain.spans, chain.views, strict=True):
             if bytes(view) != _pattern(length):
-                seen = f"{where_is(queue, chain)}: {address:#x} + {length} was written"
+                seen = f"{words(where_is(queue, chain))}: {address:#x} + {length} was written"
                 raise Violation("a posted receive buffer is left alone", "2.7.13, 3.3.1", seen)
 
     @examined
@@ -113,5 +114,5 @@ class NetRules(Device):
             self.raise_interrupt(queue.index)
 
 
-def where_is(queue: SplitQueue, chain: Chain) -> str:
-    return f"queue {queue.index}, index {chain.position}, head {chain.head}"
+def where_is(queue: SplitQueue, chain: Chain) -> Where:
+    return ("queue", queue.index, "index", chain.position, "head", chain.head)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .chain import Chain
+from .chain import Chain, reach
 from .layout import (
     DESC_INDIRECT,
     DESC_NEXT,
@@ -20,7 +20,7 @@ from .layout import (
     USED_ELEMENT,
 )
 from .memory import Translate
-from .violation import Violation
+from .violation import Violation, Where, words
 
 _Entry = tuple[int, ...]  # a descriptor: address, length, flags, next
 
@@ -85,7 +85,7 @@ class SplitQueue:
             raise Violation(rule, "2.7.8, 4.1.5.1.3", seen)
         self._ask_for_kicks()
 
-    # What the driver exposed
+    # What the driver exposes
 
     def fetch(self) -> list[Chain]:
         """Buffers exposed since the last call, each checked."""
@@ -133,62 +133,63 @@ class SplitQueue:
         chain = exposed.chain
         index = chain.head
         while True:
-            where = f"{self._at(chain.position)}, descriptor {index}"
+            where = ("queue", self.index, "index", chain.position, "descriptor", index)
             if index >= self.size:
-                raise Violation("descriptor numbers are below the queue size", "2.7.5", where)
+                seen = words(where)
+                raise Violation("descriptor numbers are below the queue size", "2.7.5", seen)
             self._own(index, chain.head, where)
             entry = DESCRIPTOR.unpack_from(self._table, 16 * index)
             exposed.entries.append((index, entry))
-            _, _, flags, following = entry
+            flags = entry[2]
             if flags & DESC_INDIRECT:
                 self._walk_table(exposed, entry, where)
             else:
                 self._element(chain, entry, where)
             if not flags & DESC_NEXT:
                 return
-            index = following
+            index = entry[3]
 
-    def _own(self, index: int, head: int, where: str) -> None:
+    def _own(self, index: int, head: int, where: Where) -> None:
         other = self._owner.get(index)
         if other == head:
-            raise Violation("a chain has no loop", "2.7.5.2", f"{where} comes twice")
+            raise Violation("a chain has no loop", "2.7.5.2", f"{words(where)} comes twice")
         if other is not None:
-            seen = f"{where} is in the chain of head {other}"
+            seen = f"{words(where)} is in the chain of head {other}"
             raise Violation("a descriptor in flight belongs to one buffer", "2.7.13", seen)
         self._owner[index] = head
 
-    def _walk_table(self, exposed: _Exposed, indirect: _Entry, where: str) -> None:
+    def _walk_table(self, exposed: _Exposed, indirect: _Entry, where: Where) -> None:
         address, length, flags, _ = indirect
         if not self._features & INDIRECT_DESC:
-            raise Violation("INDIRECT only where it was negotiated", "2.7.5.3.1", where)
+            raise Violation("INDIRECT only where it was negotiated", "2.7.5.3.1", words(where))
         if flags & DESC_NEXT:
-            raise Violation("INDIRECT and NEXT are not set together", "2.7.5.3.1", where)
+            raise Violation("INDIRECT and NEXT are not set together", "2.7.5.3.1", words(where))
         if length % 16 or not length:
-            seen = f"{where}: {length} bytes"
+            seen = f"{words(where)}: {length} bytes"
             raise Violation("an indirect table holds whole descriptors", "2.7.5.3", seen)
-        table = self._reach(address, length, where)
+        table = reach(self._translate, address, length, where)
         exposed.tables.append((table, bytes(table)))
         visited: set[int] = set()
         index = 0
         while True:
-            at = f"{where}, indirect entry {index}"
+            at = (*where, "indirect entry", index)
             if index >= length // 16:
-                raise Violation("indirect entries lie in their table", "2.7.5.3", at)
+                raise Violation("indirect entries lie in their table", "2.7.5.3", words(at))
             if index in visited:
-                raise Violation("a chain has no loop", "2.7.5.2", at)
+                raise Violation("a chain has no loop", "2.7.5.2", words(at))
             visited.add(index)
             entry = DESCRIPTOR.unpack_from(table, 16 * index)
             if entry[2] & DESC_INDIRECT:
-                raise Violation("an indirect table has no INDIRECT in it", "2.7.5.3.1", at)
+                raise Violation("an indirect table has no INDIRECT in it", "2.7.5.3.1", words(at))
             self._element(exposed.chain, entry, at)
             if not entry[2] & DESC_NEXT:
                 return
             index = entry[3]
 
-    def _element(self, chain: Chain, entry: _Entry, where: str) -> None:
+    def _element(self, chain: Chain, entry: _Entry, where: Where) -> None:
         address, length, flags, _ = entry
         if flags & ~(DESC_NEXT | DESC_WRITE | DESC_INDIRECT):
-            raise Violation("only defined flags are set", "2.7.5", f"{where}: {flags:#x}")
+            raise Violation("only defined flags are set", "2.7.5", f"{words(where)}: {flags:#x}")
         chain.add(address, length, bool(flags & DESC_WRITE), self._translate, where)
 
     # What the device gives back
@@ -196,16 +197,14 @@ class SplitQueue:
     def verify(self, chain: Chain) -> None:
         """The driver has left the buffer's descriptors and its available entry alone."""
         exposed = self._in_flight[chain.head]
-        changed = [
-            f"descriptor {at}"
-            for at, entry in exposed.entries
-            if DESCRIPTOR.unpack_from(self._table, 16 * at) != entry
-        ] + ["indirect table" for table, before in exposed.tables if bytes(table) != before]
-        if changed:
+        same = all(bytes(table) == before for table, before in exposed.tables)
+        for at, entry in exposed.entries:
+            same &= DESCRIPTOR.unpack_from(self._table, 16 * at) == entry
+        if not same:
             raise Violation(
                 "the descriptors of a buffer stay as they were exposed until it is used",
                 "2.7.13, 3.3.1",
-                f"{self._at(chain.position)}, head {chain.head}: {changed[0]}",
+                f"{self._at(chain.position)}, head {chain.head}",
             )
         # Once a later buffer was used, the slot may already serve the next one exposed.
         if (self._seen - chain.position) & 0xFFFF > len(self._in_flight):
@@ -293,10 +292,3 @@ class SplitQueue:
 
     def _at(self, position: int | None = None) -> str:
         return f"queue {self.index}" + ("" if position is None else f", index {position}")
-
-    def _reach(self, address: int, length: int, where: str) -> memoryview:
-        try:
-            return self._translate(address, length)
-        except LookupError as error:
-            seen = f"{where}: {address:#x} + {length}"
-            raise Violation("buffers lie in DMA memory", "2.7.5", seen) from error

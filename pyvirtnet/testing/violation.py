@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+Where = tuple[str | int, ...]  # such as ("queue", 0, "index", 7); put into words only if needed
+
+
+def words(where: Where) -> str:
+    """As text: queue 0, index 7."""
+    return ", ".join(f"{what} {which}" for what, which in zip(where[::2], where[1::2], strict=True))
+
 
 class Violation(AssertionError):
     """The rule, its section in VIRTIO 1.3, and what the driver was seen to do."""
