@@ -14,7 +14,8 @@ from ..errors import BindFailed, Error, NoIommu
 from .host import IOMMU_MEND, VFIO_PCI, Host, Until, failing, read
 
 MEMLOCK_MIB = 64  # what a port of the default size maps for DMA, with room to spare
-_PATIENCE = 10.0  # seconds for a driver, a node or an interface to come
+_PATIENCE = 10.0  # seconds for a node or an interface to come
+_PROBING = 2.0  # seconds for a driver, which has answered by then: drivers_probe waits for it
 _SETTLING = 3.0  # seconds more for udev, whose absence of mind does no harm
 
 
@@ -74,7 +75,7 @@ def take(host: Host, bdf: str, until: Until) -> None:
     _override(host, bdf, VFIO_PCI)
     _release(host, bdf)
     _probe(host, bdf)
-    if until(lambda: host.driver(bdf) == VFIO_PCI, _PATIENCE):
+    if until(lambda: host.driver(bdf) == VFIO_PCI, _PROBING):
         return
     what = f"{VFIO_PCI} did not take {bdf}"
     if host.group(bdf) is None:
@@ -126,7 +127,7 @@ def give_back(host: Host, bdf: str, old: str | None, until: Until) -> None:
     _override(host, bdf, "")
     _release(host, bdf)
     _probe(host, bdf)
-    if not until(lambda: host.driver(bdf) not in (None, VFIO_PCI), _PATIENCE):
+    if not until(lambda: host.driver(bdf) not in (None, VFIO_PCI), _PROBING):
         why = f"it has {host.driver(bdf) or 'no driver'}: no driver of the kernel's took it"
         raise BindFailed(f"cannot restore {bdf}", why, "modprobe its driver, then restore again")
 
@@ -143,7 +144,7 @@ def put_back(host: Host, bdf: str, old: str | None, until: Until) -> bool:
     _override(host, bdf, old)
     _probe(host, bdf)
     _override(host, bdf, "")
-    if not until(lambda: host.driver(bdf) == old, _PATIENCE):
+    if not until(lambda: host.driver(bdf) == old, _PROBING):
         why = f"it has {host.driver(bdf) or 'no driver'}"
         raise BindFailed(f"{old} did not take {bdf} back", why, f"modprobe {old}; see dmesg")
     return True
