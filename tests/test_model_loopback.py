@@ -9,7 +9,7 @@ import pytest
 from model_driver import Driver
 
 from pyvirtnet import dma
-from pyvirtnet.errors import DeviceGone, NoSuchDevice
+from pyvirtnet.errors import DeviceBusy, DeviceGone, NoSuchDevice
 from pyvirtnet.testing import DEFAULT_FEATURES, Cable, Loopback, NetDevice, Violation, mask
 from pyvirtnet.transport.base import QueueAddresses
 from pyvirtnet.transport.sim import SimTransport, open_sim
@@ -220,9 +220,31 @@ def test_options_of_the_address():
         transport.close()
 
 
+def test_both_ends_of_a_cable():
+    left = open_sim("sim:cable/test/0?queue_size=8&backlog=3")
+    with pytest.raises(DeviceBusy):
+        open_sim("sim:cable/test/0")
+    right = open_sim("sim:cable/test/1?queue_size=8&mac=02:00:00:00:00:02")
+    assert left.device is not right.device
+    a, b = Driver(left.device), Driver(right.device)
+    a.up().send(*numbered(0, 5))
+    b.up().post(8)
+    assert b.receive() == numbered(0, 5)
+    right.close()
+    again = open_sim("sim:cable/test/1?queue_size=8")
+    c = Driver(again.device).up()
+    c.post(8)
+    a.send(*numbered(5, 2))
+    assert c.receive() == numbered(5, 2)
+    left.close()
+    again.close()
+
+
 @pytest.mark.parametrize(
     "address", ["sim:", "sim:other", "sim:loopback?nonsense=on", "sim:loopback?mtu=big",
-                "sim:loopback?mrg_rxbuf=maybe", "sim:loopback?merge=odd"],
+                "sim:loopback?mrg_rxbuf=maybe", "sim:loopback?merge=odd", "sim:loopback?mac=02",
+                "sim:loopback?queue_size=100", "sim:loopback?start=65536", "sim:cable/x/2",
+                "sim:cable//0", "sim:loopback?pairs=0"],
 )  # fmt: skip
 def test_addresses_that_name_nothing(address):
     with pytest.raises(NoSuchDevice, match="mend: "):

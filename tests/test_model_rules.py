@@ -7,6 +7,7 @@ import pytest
 from model_driver import BASE, BUFFERS, FRAMES, HEADER, INDIRECT, NEXT, PAGE, SIZE, WRITE, Driver
 
 from pyvirtnet.testing import DEFAULT_FEATURES, NetDevice, Violation, mask
+from pyvirtnet.testing.chain import Chain
 
 PLAIN = mask("version_1", "access_platform", "mac", "status")
 MERGED = PLAIN | mask("mrg_rxbuf")
@@ -176,6 +177,10 @@ def test_queue_set_up_order():
     def unprepared(driver):
         driver.up(until="queue 0").device.enable(0)
 
+    def twice(driver):
+        driver.up(until="driver_ok").device.enable(0)
+
+    breaks(twice, "a queue is enabled once")
     breaks(again, "an enabled queue is not set up again")
     breaks(late, "queues are set up before DRIVER_OK")
     breaks(absent, "only queues that exist are set up")
@@ -359,6 +364,14 @@ CHAINS = [
 @pytest.mark.parametrize(("act", "rule"), CHAINS)
 def test_chains(act, rule, start_index):
     breaks(lambda driver: act(driver.up()), rule, features=MERGED, start_index=start_index)
+
+
+def test_a_buffer_is_no_longer_than_the_spec_allows():
+    chain = Chain(0, 0)
+    for _ in range(2):
+        chain.add(0, 1 << 31, True, lambda address, length: memoryview(b""), ("queue", 0))
+    with broken("a buffer has 2^32 bytes at most"):
+        chain.add(0, 1, True, lambda address, length: memoryview(b""), ("queue", 0))
 
 
 def test_buffers_side_by_side_do_not_overlap():

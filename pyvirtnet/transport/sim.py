@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
+from weakref import WeakValueDictionary
 
 from .. import dma
 from ..dma import Region
-from ..errors import DeviceGone, DeviceTimeout, NoSuchDevice
-from ..testing import DEFAULT_FEATURES, FEATURES, Loopback, MemoryMap, NetDevice, mask
+from ..errors import DeviceBusy, DeviceGone, DeviceTimeout, NoSuchDevice
+from ..testing import DEFAULT_FEATURES, FEATURES, Cable, Loopback, MemoryMap, NetDevice, mask
 from .base import Doorbell, QueueAddresses, Transport
 
 _CONFIG_TRIES = 100
@@ -27,7 +28,7 @@ class SimTransport(Transport, dma.Mapper):
         self.start_index = device.start_index
         self._memory = MemoryMap()
         self._fds: dict[int | None, int] = {}
-        self._closed = False
+        self.closed = False
         device.translate = self._memory.translate
         device.interrupt = self._interrupt
         dma.memory.attach(self)
@@ -88,9 +89,9 @@ class SimTransport(Transport, dma.Mapper):
         return self._fds[index]
 
     def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self.device.write_status(0)
         dma.memory.detach(self)
         self._memory.replace(())
@@ -98,7 +99,8 @@ class SimTransport(Transport, dma.Mapper):
         self._close_fds()
 
     def abandon(self) -> None:
-        self._closed = True
+        self.closed = True
+        self._memory.replace(())
         self._close_fds()
 
     def _close_fds(self) -> None:
@@ -112,7 +114,7 @@ class SimTransport(Transport, dma.Mapper):
             os.eventfd_write(fd, 1)
 
     def _open(self) -> NetDevice:
-        if self._closed:
+        if self.closed:
             raise DeviceGone(f"{self.name} is closed", "its port was closed", "open it again")
         return self.device
 
@@ -121,48 +123,95 @@ def _switch(text: str) -> bool:
     return {"on": True, "off": False}[text]
 
 
-def _number(text: str) -> int:
-    return int(text, 0)
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        value = int(text, 0)
+        if not low <= value <= high:
+            raise ValueError(f"{value} is not from {low} to {high}")
+        return value
+
+    return convert
+
+
+def _size(text: str) -> int:
+    size = int(text, 0)
+    if not 1 <= size <= 32768 or size & (size - 1):
+        raise ValueError("ring sizes are powers of two")
+    return size
+
+
+def _mac(text: str) -> bytes:
+    mac = bytes.fromhex(text.replace(":", ""))
+    if len(mac) != 6:
+        raise ValueError("a MAC address has six bytes")
+    return mac
 
 
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "mtu": ("mtu", _number),
-    "start": ("start_index", _number),
-    "seed": ("seed", _number),
-    "backlog": ("backlog", _number),
+    "queue_size": ("queue_size", _size),
+    "pairs": ("pairs", _number(1, 0x8000)),
+    "mtu": ("mtu", _number(68, 0xFFFF)),
+    "start": ("start_index", _number(0, 0xFFFF)),
+    "seed": ("seed", _number(0, 1 << 64)),
+    "backlog": ("backlog", _number(1, 1 << 20)),
     "link": ("link", _switch),
     "fill": ("fill", _switch),
     "strict_kicks": ("strict_kicks", _switch),
     "merge": ("merge", lambda text: {"fill": "fill", "random": "random"}[text]),
-    "mac": ("mac", lambda text: bytes.fromhex(text.replace(":", ""))),
+    "mac": ("mac", _mac),
 }
+_cable_ends: WeakValueDictionary[tuple[str, str], SimTransport] = WeakValueDictionary()
 
 
 def open_sim(address: str) -> SimTransport:
-    """`sim:loopback`, with options: `sim:loopback?mrg_rxbuf=off&mtu=1500&queue_size=256`.
+    """`sim:loopback`, or an end of a cable, `sim:cable/NAME/0` and `sim:cable/NAME/1`.
 
-    Beside the options of `NetDevice`, every feature has a switch of its name.
+    Options follow a question mark: `sim:loopback?mrg_rxbuf=off&mtu=1500&queue_size=256`. Beside
+    those of `NetDevice`, every feature has a switch of its name.
     """
     kind, _, query = address.removeprefix("sim:").partition("?")
-    if not address.startswith("sim:") or kind != "loopback":
-        raise NoSuchDevice(f"no simulator {address!r}", "there is sim:loopback", "use sim:loopback")
-    features, size, pairs = DEFAULT_FEATURES, 256, 1
-    options: dict[str, Any] = {}
+    options = _parse(address, query)
+    match kind.split("/"):
+        case ["loopback"]:
+            return SimTransport(Loopback(**options), address)
+        case ["cable", name, ("0" | "1") as end] if name:
+            return _open_cable(address, name, end, options)
+    raise NoSuchDevice(
+        f"no simulator {address!r}",
+        "there are sim:loopback, sim:cable/NAME/0 and sim:cable/NAME/1",
+        "use one of these addresses",
+    )
+
+
+def _open_cable(address: str, name: str, end: str, options: dict[str, Any]) -> SimTransport:
+    held = _cable_ends.get((name, end))
+    if held is not None and not held.closed:
+        raise DeviceBusy(f"{address} is open", "a port of this process has it", "close that port")
+    backlog = options.pop("backlog", 1024)
+    here = SimTransport(NetDevice(**options), address)
+    _cable_ends[name, end] = here
+    there = _cable_ends.get((name, "1" if end == "0" else "0"))
+    if there is not None and not there.closed:
+        Cable(here.device, there.device, backlog)
+    return here
+
+
+def _parse(address: str, query: str) -> dict[str, Any]:
+    """The keyword arguments of a device that the options ask for."""
+    features = DEFAULT_FEATURES
+    options: dict[str, Any] = {"queue_size": 256, "pairs": 1}
     for key, text in parse_qsl(query, keep_blank_values=True):
         try:
-            if key == "queue_size":
-                size = _number(text)
-            elif key == "pairs":
-                pairs = _number(text)
-            elif key in _OPTIONS:
+            if key in _OPTIONS:
                 name, convert = _OPTIONS[key]
                 options[name] = convert(text)
             else:
                 features = features & ~mask(key) | (mask(key) if _switch(text) else 0)
         except (KeyError, ValueError) as error:
-            known = ", ".join(sorted([*_OPTIONS, "queue_size", "pairs"]))
-            why = f"option {key}={text} is not known"
-            mend = f"options: {known}; or a feature on or off: {', '.join(FEATURES)}"
-            raise NoSuchDevice(f"no simulator {address!r}", why, mend) from error
-    device = Loopback(features=features, queue_sizes=(size,) * (2 * pairs), **options)
-    return SimTransport(device, address)
+            raise NoSuchDevice(
+                f"no simulator {address!r}",
+                f"option {key}={text} is not known or not possible",
+                f"options: {', '.join(_OPTIONS)}; a feature=on or off: {', '.join(FEATURES)}",
+            ) from error
+    sizes = (options.pop("queue_size"),) * (2 * options.pop("pairs"))
+    return {"features": features, "queue_sizes": sizes, **options}
