@@ -1,0 +1,132 @@
+"""What pktgen says: a row for each size, a live line while it runs, one JSON object at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TextIO
+
+from ..port import Stats
+
+_COLUMNS = {  # heading: (width, what of a row, its format)
+    "size": (6, "size", "d"),
+    "sent": (10, "sent", "d"),
+    "received": (10, "received", "d"),
+    "lost": (7, "lost", "d"),
+    "damaged": (7, "corrupt", "d"),
+    "pps": (10, "pps", ".0f"),
+    "Gb/s": (8, "gbps", ".3f"),
+    "buffers/frame": (13, "buffers_per_frame", ".2f"),
+}
+_ODDITIES = ("duplicated", "reordered", "foreign")
+
+
+@dataclass
+class Row:
+    """What became of the frames of one size. None: this command does not see it.
+
+    seconds  from the first send or arrival to the last arrival (tx: to the last send done)
+    rx, tx   the driver's counters, of this row alone
+    """
+
+    size: int | None = None
+    sent: int | None = None
+    received: int | None = None
+    lost: int | None = None
+    corrupt: int | None = None
+    duplicated: int | None = None
+    reordered: int | None = None
+    foreign: int | None = None
+    seconds: float = 0.0
+    pps: float = 0.0
+    gbps: float = 0.0
+    buffers_per_frame: float | None = None
+    tx: dict[str, int] = field(default_factory=dict)
+    rx: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """Frames went, and none was lost, damaged or doubled."""
+        frames = self.sent if self.received is None else self.received
+        return bool(frames) and not (self.lost or self.corrupt or self.duplicated)
+
+    def rate(self, frames: int, octets: int) -> None:
+        if self.seconds > 0:
+            self.pps = round(frames / self.seconds, 1)
+            self.gbps = round(octets * 8 / self.seconds / 1e9, 6)
+
+    def as_json(self) -> dict[str, Any]:
+        found = {key: value for key, value in asdict(self).items() if value not in (None, {})}
+        return {**found, "seconds": round(self.seconds, 6)}
+
+
+def change(after: Stats, before: Stats, prefix: str) -> dict[str, int]:
+    """One direction's counters since `before`."""
+    names = [one.name for one in fields(Stats) if one.name.startswith(prefix)]
+    return {name: getattr(after, name) - getattr(before, name) for name in names}
+
+
+class Report:
+    """Rows as they are done, on stdout; with `as_json` on stderr, and JSON on stdout."""
+
+    def __init__(self, as_json: bool, about: dict[str, Any]) -> None:
+        self._json, self._about = as_json, about
+        self._out: TextIO = sys.stderr if as_json else sys.stdout
+        self._live = sys.stderr if sys.stderr.isatty() else None
+        self._next_live = time.monotonic() + 1.0
+        self._columns: list[str] = []
+        self.rows: list[Row] = []
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.rows) and all(row.whole for row in self.rows)
+
+    def live(self, now: float, text: str) -> None:
+        """Overwrite the live line, not oftener than once a second, on a terminal only."""
+        if self._live is not None and now >= self._next_live:
+            self._next_live = now + 1.0
+            self._live.write(f"\r\x1b[K{text}")
+            self._live.flush()
+
+    def due(self, now: float) -> bool:
+        return self._live is not None and now >= self._next_live
+
+    def add(self, row: Row) -> None:
+        """A size is done: its line of the table."""
+        self._clear()
+        if not self.rows:
+            self._columns = [
+                name for name, (_, key, _) in _COLUMNS.items() if getattr(row, key) is not None
+            ]
+            print(
+                "  ".join(f"{name:>{_COLUMNS[name][0]}}" for name in self._columns), file=self._out
+            )
+        self.rows.append(row)
+        print("  ".join(self._cell(row, name) for name in self._columns), file=self._out)
+        odd = [f"{number} {name}" for name in _ODDITIES if (number := getattr(row, name))]
+        if odd:
+            print(f"        of these frames: {', '.join(odd)}", file=self._out)
+        self._out.flush()
+
+    def note(self, text: str) -> None:
+        self._clear()
+        print(f"pktgen: {text}", file=sys.stderr, flush=True)
+
+    def end(self, interrupted: bool) -> None:
+        self._clear()
+        if self._json:
+            rows = [row.as_json() for row in self.rows]
+            state = {"ok": self.whole and not interrupted, "interrupted": interrupted}
+            print(json.dumps({**self._about, "rows": rows, **state}), flush=True)
+
+    def _cell(self, row: Row, name: str) -> str:
+        width, key, form = _COLUMNS[name]
+        value = getattr(row, key)
+        return f"{'-' if value is None else format(value, form):>{width}}"
+
+    def _clear(self) -> None:
+        if self._live is not None:
+            self._live.write("\r\x1b[K")
+            self._live.flush()
