@@ -1,10 +1,14 @@
 """The device model with a driver that does everything right: steps, merging, order, interrupts."""
 
+import ast
 import random
+import sys
+from pathlib import Path
 
 import pytest
 from model_driver import BASE, FRAMES, PAGE, SIZE, Driver
 
+from pyvirtnet import testing
 from pyvirtnet.testing import DEFAULT_FEATURES, MemoryMap, mask
 from pyvirtnet.testing.memory import Ledger
 from pyvirtnet.testing.merge import fill, scatter
@@ -18,6 +22,19 @@ STARTS = pytest.mark.parametrize("start_index", [0, 0xFFF0])
 
 def numbered(count, size=60):
     return [at.to_bytes(4, "big") + bytes(size - 4) for at in range(count)]
+
+
+def test_the_model_shares_nothing_with_the_driver():
+    files = sorted(Path(testing.__file__).parent.glob("*.py"))
+    assert len(files) > 10
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1, f"{path.name} imports from above it"
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                names = [getattr(node, "module", None) or name.name for name in node.names]
+                outside = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+                assert not outside, f"{path.name} imports {outside}"
 
 
 # ---- memory ------------------------------------------------------------------------------
