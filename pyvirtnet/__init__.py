@@ -1,6 +1,8 @@
 """pyvirtnet: a userspace virtio-net driver. Frames in bursts, from Python, as fast as C."""
 
-from ._burst import Frame, RxBurst, TxBurst
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .errors import (
     BindFailed,
     DeviceBroken,
@@ -21,8 +23,11 @@ from .errors import (
     PortClosed,
     QueueBusy,
 )
-from .port import Link, Mac, Port, Stats, open
 from .spec import Feature
+
+if TYPE_CHECKING:
+    from ._burst import Frame, RxBurst, TxBurst
+    from .port import Link, Mac, Port, Stats, open
 
 __all__ = [
     "BindFailed",
@@ -53,3 +58,21 @@ __all__ = [
     "TxBurst",
     "open",
 ]
+
+# numpy takes a second to import in a small machine; `tools/bind` and its like do without.
+_LATER = {
+    **dict.fromkeys(("Frame", "RxBurst", "TxBurst"), "._burst"),
+    **dict.fromkeys(("Link", "Mac", "Port", "Stats", "open"), ".port"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LATER[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -45,6 +45,7 @@ from ._ring cimport (
     tx_destroy,
     tx_publish,
     tx_put,
+    tx_put_linear,
     tx_reclaim,
     tx_rewind,
 )
@@ -260,11 +261,15 @@ cdef class QueuePair:
     cdef Py_ssize_t _send_rows(self, burst) except -1:
         cdef Burst rows = burst
         cdef Store *store = rows.store
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i = 0, first
         cdef uint32_t frame
-        if rows.count:
-            hold(&store.refs, rows.count)
-        for i in range(rows.count):
+        if rows.count == 0:
+            return 0
+        hold(&store.refs, rows.count)
+        if store.begin == NULL:
+            i = tx_put_linear(&self.tx, store, rows.start, rows.step, rows.index, rows.count)
+        first = i
+        for i in range(first, rows.count):
             frame = rows.frame(i)
             if store.lengths[frame] > self.tx.max_frame:
                 drop_store(store, rows.count - i)
@@ -422,7 +427,8 @@ cdef object _as_bytes(item, Py_ssize_t i):
 
 cdef Store *_copy_in(PagePool pool, const uint8_t *data, size_t length) noexcept:
     """A store of one frame with a copy of `data`; NULL when pages or slots have run out."""
-    cdef uint32_t slot = 0, pages[16], rest, i, part
+    cdef uint32_t slot = 0, rest, i, part
+    cdef uint32_t[16] pages
     cdef Store *store
     rest = <uint32_t>length - min(<uint32_t>length, <uint32_t>HEAD_BYTES)
     cdef uint32_t count = (rest + PAGE_BYTES - 1) // PAGE_BYTES

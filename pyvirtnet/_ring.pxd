@@ -51,9 +51,10 @@ cdef struct RxRing:
     SplitVq vq
     Pool *pool
     uint32_t *page_of           # the page in each descriptor; NO_PAGE while it has none
-    uint8_t *in_device          # 1 from exposure to use, for each descriptor
+    uint64_t *exposed           # when each descriptor was exposed; the device has it if that was
+    uint64_t exposures          # before the last publication. Both count exposures since the
+    uint64_t published          # beginning
     uint16_t *hungry            # descriptors without a page
-    uint16_t *recycled          # scratch: used descriptors that keep their page
     uint32_t *fresh             # scratch: pages for hungry descriptors
     uint64_t *claimed           # scratch: checked used entries of one merged frame
     uint32_t nhungry
@@ -95,5 +96,7 @@ cdef bint tx_create(TxRing *tx, uint32_t size, uint8_t *memory, uint16_t start,
 cdef void tx_destroy(TxRing *tx) noexcept
 cdef int tx_reclaim(TxRing *tx) noexcept
 cdef int tx_put(TxRing *tx, Store *store, uint32_t frame) noexcept nogil
+cdef uint32_t tx_put_linear(TxRing *tx, Store *store, Py_ssize_t start, Py_ssize_t step,
+                            const uint32_t *index, uint32_t count) noexcept nogil
 cdef void tx_rewind(TxRing *tx) noexcept
 cdef void tx_publish(TxRing *tx) noexcept nogil

@@ -10,6 +10,7 @@ from ._pages cimport (
     HEADER_BYTES,
     NO_PAGE,
     PAGE_BYTES,
+    PAGE_STRIDE,
     SLOT_STRIDE,
     Frag,
     attach_frags,
@@ -33,6 +34,8 @@ cdef enum:
     MIN_FRAME = 14              # an Ethernet header
     LOOKAHEAD = 6               # buffers whose first lines are fetched ahead
 
+cdef uint64_t NEVER = ~<uint64_t>0  # a descriptor that the device does not have
+
 
 cdef inline void _ring_bell(Bell *bell) noexcept nogil:
     if bell.kind == BELL_MMIO16:
@@ -53,15 +56,15 @@ cdef bint rx_create(RxRing *rx, Pool *pool, uint32_t size, uint8_t *memory, uint
     rx.pool, rx.mergeable = pool, mergeable
     rx.threshold = max(1, min(32, size // 8))
     rx.page_of = <uint32_t *>calloc(size, sizeof(uint32_t))
-    rx.in_device = <uint8_t *>calloc(size, 1)
+    rx.exposed = <uint64_t *>calloc(size, sizeof(uint64_t))
     rx.hungry = <uint16_t *>calloc(size, sizeof(uint16_t))
-    rx.recycled = <uint16_t *>calloc(size, sizeof(uint16_t))
     rx.fresh = <uint32_t *>calloc(size, sizeof(uint32_t))
     rx.claimed = <uint64_t *>calloc(size, sizeof(uint64_t))
-    if not (rx.claimed and rx.page_of and rx.in_device and rx.hungry and rx.recycled and rx.fresh):
+    if not (rx.page_of and rx.exposed and rx.hungry and rx.fresh and rx.claimed):
         raise MemoryError
     for i in range(size):
         rx.page_of[i] = NO_PAGE
+        rx.exposed[i] = NEVER
         rx.hungry[i] = size - 1 - i
     rx.nhungry = size
     return True
@@ -75,15 +78,13 @@ cdef void rx_destroy(RxRing *rx) noexcept nogil:
             if rx.page_of[i] != NO_PAGE:
                 give_pages(rx.pool, &rx.page_of[i], 1)
     free(rx.page_of)
-    free(rx.in_device)
+    free(rx.exposed)
     free(rx.hungry)
-    free(rx.recycled)
     free(rx.fresh)
     free(rx.claimed)
     rx.page_of = rx.fresh = NULL
-    rx.in_device = NULL
-    rx.claimed = NULL
-    rx.hungry = rx.recycled = NULL
+    rx.exposed = rx.claimed = NULL
+    rx.hungry = NULL
 
 
 cdef int _rx_lie(RxRing *rx, int code, uint32_t value) noexcept nogil:
@@ -107,18 +108,18 @@ cdef inline int _check(RxRing *rx, uint64_t entry, uint32_t least) noexcept nogi
     cdef uint32_t id = <uint32_t>entry, length = <uint32_t>(entry >> 32)
     if id > rx.vq.mask:
         return _rx_lie(rx, BROKEN_ID, id)
-    if not rx.in_device[id]:
+    if rx.exposed[id] >= rx.published:
         return _rx_lie(rx, BROKEN_REPEAT, id)
     if length < least or length > PAGE_BYTES:
         return _rx_lie(rx, BROKEN_LENGTH, length)
     return 0
 
 
-cdef inline void _prefetch(RxRing *rx, uint16_t ahead) noexcept nogil:
-    cdef uint32_t id = <uint32_t>split_used(&rx.vq, ahead) & rx.vq.mask
-    cdef uint8_t *page = page_address(rx.pool, rx.page_of[id])
-    prefetch(page)
-    prefetch(page + 64)
+cdef inline void _expose(RxRing *rx, uint32_t id) noexcept nogil:
+    """The page of descriptor `id` is the device's again, from the next publication on."""
+    rx.exposed[id] = rx.exposures
+    rx.exposures += 1
+    split_expose(&rx.vq, id)
 
 
 cdef inline void _keep(RxRing *rx, Store *store, uint32_t id, uint32_t offset,
@@ -128,12 +129,13 @@ cdef inline void _keep(RxRing *rx, Store *store, uint32_t id, uint32_t offset,
     frag.page, frag.offset, frag.length = rx.page_of[id], offset, length
     store.nfrags += 1
     rx.page_of[id] = NO_PAGE
+    rx.exposed[id] = NEVER
     rx.hungry[rx.nhungry] = id
     rx.nhungry += 1
 
 
 cdef int _claim(RxRing *rx, uint16_t first, uint32_t count, uint32_t pending) noexcept nogil:
-    """Check all buffers of a merged frame, each read once; on a lie none has been touched."""
+    """Check all buffers of a frame, each read once; on a lie nothing has been moved."""
     cdef uint32_t i
     cdef uint64_t entry
     cdef int lie
@@ -144,17 +146,16 @@ cdef int _claim(RxRing *rx, uint16_t first, uint32_t count, uint32_t pending) no
         lie = _check(rx, entry, 0 if i else HEADER_BYTES)
         if lie:
             return lie
-        rx.in_device[<uint32_t>entry] = 0
+        rx.exposed[<uint32_t>entry] = NEVER
         rx.claimed[i] = entry
     return 0
 
 
-cdef uint32_t _merge(RxRing *rx, Store *store, uint32_t n, uint32_t count,
-                     uint32_t recycled) noexcept nogil:
-    """The `count` claimed buffers become frame `n`; returns how many are recycled by now.
+cdef void _merge(RxRing *rx, Store *store, uint32_t n, uint32_t count) noexcept nogil:
+    """The `count` claimed buffers become frame `n`.
 
-    The head takes the first 128 bytes of payload from as many buffers as they lie in; a buffer
-    whose whole payload fits there is recycled, the rest of every other one is a fragment.
+    The head takes the first 128 bytes of payload from as many buffers as they lie in. A buffer
+    whose whole payload fits there is posted again; the rest of every other one is a fragment.
     """
     cdef uint8_t *head = store.heads + <size_t>n * SLOT_STRIDE
     cdef uint32_t i, id, length, copied, offset = HEADER_BYTES, total = 0
@@ -166,12 +167,61 @@ cdef uint32_t _merge(RxRing *rx, Store *store, uint32_t n, uint32_t count,
         if length > copied:
             _keep(rx, store, id, offset + copied, length - copied)
         else:
-            rx.recycled[recycled] = id
-            recycled += 1
+            _expose(rx, id)
         total += length
         offset = 0
     store.lengths[n] = total
-    return recycled
+
+
+cdef inline void _prefetch(const RxRing *rx, uint16_t ahead) noexcept nogil:
+    cdef uint32_t id = <uint32_t>split_used(&rx.vq, ahead) & rx.vq.mask
+    cdef uint8_t *page = page_address(rx.pool, rx.page_of[id])
+    prefetch(page)
+    prefetch(page + 64)
+
+
+cdef uint32_t _small_run(RxRing *rx, Store *store, uint32_t n, uint32_t want, uint32_t first,
+                         uint32_t pending) noexcept nogil:
+    """Frames that lie in one buffer and fit their heads: how many, until another kind comes.
+
+    The fast path: nothing is decided here that `_claim` would not decide the same way.
+    """
+    cdef SplitVq vq = rx.vq  # a copy: its words stay in registers whatever is stored
+    cdef uint32_t *page_of = rx.page_of
+    cdef uint64_t *exposed = rx.exposed
+    cdef uint8_t *pages = rx.pool.pages
+    cdef uint8_t *head = store.heads + <size_t>n * SLOT_STRIDE
+    cdef uint32_t *lengths = store.lengths + n
+    cdef uint64_t published = rx.published, exposures = rx.exposures, entry
+    cdef uint32_t run = 0, id, size, ahead
+    cdef uint8_t *page
+    cdef bint mergeable = rx.mergeable
+    want = min(want - n, pending - first)
+    while run < want:
+        ahead = first + run + LOOKAHEAD
+        if ahead < pending:
+            page = pages + <size_t>page_of[<uint32_t>split_used(&vq, ahead) & vq.mask] * PAGE_STRIDE
+            prefetch(page)
+            prefetch(page + 64)
+        entry = split_used(&vq, first + run)
+        id, size = <uint32_t>entry, <uint32_t>(entry >> 32) - HEADER_BYTES
+        if id > vq.mask or exposed[id] >= published:
+            break
+        if size - MIN_FRAME > HEAD_BYTES - MIN_FRAME:  # unsigned: too short is too long as well
+            break
+        page = pages + <size_t>page_of[id] * PAGE_STRIDE
+        if mergeable and (<NetHdr *>page).num_buffers != 1:
+            break
+        copy_head(head, page + HEADER_BYTES, size)
+        lengths[run] = size
+        rx.stats.bytes += size
+        exposed[id] = exposures
+        exposures += 1
+        split_expose(&vq, id)
+        head += SLOT_STRIDE
+        run += 1
+    rx.vq.avail_next, rx.exposures = vq.avail_next, exposures
+    return run
 
 
 cdef int rx_receive(RxRing *rx, Store *store, uint32_t want, uint32_t pending) noexcept nogil:
@@ -179,54 +229,51 @@ cdef int rx_receive(RxRing *rx, Store *store, uint32_t want, uint32_t pending) n
 
     Frames before a lie are delivered; the next call reports it.
     """
-    cdef uint32_t taken = 0, recycled = 0, n = 0, id, length, size, count, i
-    cdef uint64_t entry
-    cdef uint64_t total = 0
+    cdef uint32_t taken = 0, n = 0, run, count, i
     cdef uint8_t *page
     for i in range(min(<uint32_t>LOOKAHEAD, pending)):
         _prefetch(rx, i)
     while n < want and taken < pending:
-        if taken + LOOKAHEAD < pending:
-            _prefetch(rx, taken + LOOKAHEAD)
-        entry = split_used(&rx.vq, taken)
-        if _check(rx, entry, HEADER_BYTES):
+        run = _small_run(rx, store, n, want, taken, pending)
+        if store.begin != NULL:
+            for i in range(run):
+                store.begin[n + i + 1] = store.nfrags
+        n += run
+        taken += run
+        if n == want or taken == pending:
             break
-        id, length = <uint32_t>entry, <uint32_t>(entry >> 32)
-        page = page_address(rx.pool, rx.page_of[id])
-        count = (<NetHdr *>page).num_buffers if rx.mergeable else 1
-        size = length - HEADER_BYTES
-        if (size > HEAD_BYTES or count != 1) and store.begin == NULL and not attach_frags(store, n):
+        count = _receive_one(rx, store, n, taken, pending - taken)
+        if count == 0:
             break
-        if count == 1:
-            rx.in_device[id] = 0
-            copy_head(store.heads + <size_t>n * SLOT_STRIDE, page + HEADER_BYTES, size)
-            store.lengths[n] = size
-            if size <= HEAD_BYTES:
-                rx.recycled[recycled] = id
-                recycled += 1
-            else:
-                _keep(rx, store, id, HEADER_BYTES + HEAD_BYTES, size - HEAD_BYTES)
-        else:
-            if _claim(rx, taken, count, pending - taken):
-                break
-            recycled = _merge(rx, store, n, count, recycled)
         taken += count
         if store.lengths[n] < MIN_FRAME:  # all of it lies in the head: nothing to take back
             rx.stats.runts += 1
             continue
-        total += store.lengths[n]
+        rx.stats.bytes += store.lengths[n]
         n += 1
-        if store.begin != NULL:
-            store.begin[n] = store.nfrags
+        store.begin[n] = store.nfrags
     rx.vq.used_next += taken
     store.nframes = n
     rx.stats.frames += n
-    rx.stats.bytes += total
     rx.stats.buffers += taken
-    for i in range(recycled):
-        rx.in_device[rx.recycled[i]] = 1
-        split_expose(&rx.vq, rx.recycled[i])
     return rx.broken if rx.broken and n == 0 else n
+
+
+cdef uint32_t _receive_one(RxRing *rx, Store *store, uint32_t n, uint16_t first,
+                           uint32_t pending) noexcept nogil:
+    """A frame of any kind as frame `n`: how many buffers it took, 0 for a lie or without memory."""
+    cdef uint64_t entry = split_used(&rx.vq, first)
+    cdef uint32_t count = 1
+    if _check(rx, entry, HEADER_BYTES):
+        return 0
+    if rx.mergeable:
+        count = (<NetHdr *>page_address(rx.pool, rx.page_of[<uint32_t>entry])).num_buffers
+    if store.begin == NULL and not attach_frags(store, n):
+        return 0
+    if _claim(rx, first, count, pending):
+        return 0
+    _merge(rx, store, n, count)
+    return count
 
 
 cdef void rx_refill(RxRing *rx, bint idle) noexcept nogil:
@@ -245,10 +292,10 @@ cdef void rx_refill(RxRing *rx, bint idle) noexcept nogil:
             desc = &rx.vq.desc[id]
             desc.addr, desc.len = page_iova(rx.pool, rx.fresh[i]), PAGE_BYTES
             desc.flags, desc.next = DESC_WRITE, 0
-            rx.in_device[id] = 1
-            split_expose(&rx.vq, id)
+            _expose(rx, id)
     count = split_unpublished(&rx.vq)
     if count and (idle or count >= rx.threshold):
+        rx.published = rx.exposures
         if split_publish(&rx.vq):
             rx.stats.kicks += 1
             _ring_bell(&rx.bell)
@@ -303,45 +350,48 @@ cdef int tx_reclaim(TxRing *tx) noexcept:
     Called at the start of the next send, and nowhere behind the caller's back. Holders are
     dropped once a run of frames of the same burst, not once a frame.
     """
-    cdef uint16_t pending, k, id
-    cdef uint32_t left, run = 0
-    cdef uint64_t entry
+    cdef SplitVq vq = tx.vq  # a copy: its words stay in registers whatever is stored
+    cdef InFlight *in_flight = tx.in_flight
+    cdef uint16_t *free_ids = tx.free_ids
+    cdef uint16_t tail = tx.free_tail, pending, done = 0, left
+    cdef uint32_t run = 0, id
     cdef Store *store
     cdef Store *last = NULL
     if tx.broken:
         return tx.broken
-    pending = split_pending(&tx.vq)
-    if pending > split_in_flight(&tx.vq):
+    pending = split_pending(&vq)
+    if pending > split_in_flight(&vq):
         return _tx_lie(tx, BROKEN_INDEX, pending)
-    for k in range(pending):
-        entry = split_used(&tx.vq, k)
-        if <uint32_t>entry > tx.vq.mask:
-            _tx_lie(tx, BROKEN_ID, <uint32_t>entry)
-            pending = k
+    while done < pending:
+        id = <uint32_t>split_used(&vq, done)
+        if id > vq.mask:
+            _tx_lie(tx, BROKEN_ID, id)
             break
-        id = <uint16_t>entry
-        store = tx.in_flight[id].store
+        store = in_flight[id].store
         if store == NULL:
             _tx_lie(tx, BROKEN_REPEAT, id)
-            pending = k
             break
-        tx.in_flight[id].store = NULL
-        left = tx.in_flight[id].descriptors
-        while left:
-            tx.free_ids[tx.free_tail & tx.vq.mask] = id
-            tx.free_tail += 1
+        in_flight[id].store = NULL
+        free_ids[tail & vq.mask] = id
+        tail += 1
+        left = in_flight[id].descriptors
+        while left > 1:
             id = tx.next[id]
+            free_ids[tail & vq.mask] = id
+            tail += 1
             left -= 1
         if store != last:
             if run:
                 drop_store(last, run)
             last, run = store, 0
         run += 1
+        done += 1
     if run:
         drop_store(last, run)
-    tx.vq.used_next += pending
-    tx.stats.reclaimed += pending
-    return tx.broken if tx.broken else pending
+    tx.free_tail = tail
+    tx.vq.used_next += done
+    tx.stats.reclaimed += done
+    return tx.broken if tx.broken else done
 
 
 cdef inline uint16_t _take_id(TxRing *tx) noexcept nogil:
@@ -385,6 +435,40 @@ cdef int tx_put(TxRing *tx, Store *store, uint32_t frame) noexcept nogil:
     tx.stats.frames += 1
     tx.stats.bytes += store.lengths[frame]
     return PUT_TAKEN
+
+
+cdef uint32_t tx_put_linear(TxRing *tx, Store *store, Py_ssize_t start, Py_ssize_t step,
+                            const uint32_t *index, uint32_t count) noexcept nogil:
+    """Expose frames without fragments, one descriptor each: how many, until the ring is full, a
+    frame is too long, or all `count` are exposed. The caller holds the store for each."""
+    cdef SplitVq vq = tx.vq  # a copy: its words stay in registers whatever is stored
+    cdef InFlight *in_flight = tx.in_flight
+    cdef uint16_t *free_ids = tx.free_ids
+    cdef uint32_t *lengths = store.lengths
+    cdef uint64_t iova = store.header_iova, stride = store.stride, total = 0
+    cdef uint32_t most = min(tx.max_frame, store.head_room), n = 0, id, length, frame
+    cdef uint16_t head = tx.free_head
+    cdef Desc *desc
+    count = min(count, _free(tx))
+    while n < count:
+        frame = index[n] if index != NULL else <uint32_t>(start + n * step)
+        length = lengths[frame]
+        if length > most:
+            break
+        id = free_ids[head & vq.mask]
+        head += 1
+        desc = &vq.desc[id]
+        desc.addr, desc.len = iova + frame * stride, HEADER_BYTES + length
+        desc.flags, desc.next = 0, 0
+        in_flight[id].store = store
+        in_flight[id].length, in_flight[id].descriptors = length, 1
+        split_expose(&vq, id)
+        total += length
+        n += 1
+    tx.free_head, tx.vq.avail_next = head, vq.avail_next
+    tx.stats.frames += n
+    tx.stats.bytes += total
+    return n
 
 
 cdef void tx_rewind(TxRing *tx) noexcept:
