@@ -13,7 +13,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def _build(recipe: Path, folder: Path) -> None:
     root = part / "root"
     try:
         stage(f"installing Debian {SUITE} with mmdebstrap (a minute or two)")
-        _debootstrap(recipe, root, part / "build.log")
+        _debootstrap(recipe, root, stage)
         stage("unpacking the kernel and packing the initial file system")
         facts = _boot_files(recipe, root, part)
         stage("writing the root disk")
@@ -133,7 +134,7 @@ def _as_root(*command: str) -> None:
     """Runs what keeps the guest's owners and modes, which an ordinary user can't write."""
     prefix = [] if os.geteuid() == 0 else ["sudo"]
     try:
-        subprocess.run([*prefix, *command], check=True)
+        subprocess.run([*prefix, *command], check=True, stdout=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError) as error:
         raise Error(
             f"cannot run {command[0]}", str(error), "run as root, or as a user who may use sudo"
@@ -145,22 +146,31 @@ def _words(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _debootstrap(recipe: Path, root: Path, log: Path) -> None:
+def _debootstrap(recipe: Path, root: Path, stage: Callable[[str], None]) -> None:
     command = [] if os.geteuid() == 0 else ["sudo"]
     command += [find_program("mmdebstrap", "mmdebstrap"), "--variant=minbase", "--mode=root"]
     command += ["--include=" + ",".join(_words(recipe / "packages"))]
     command += [f"--dpkgopt=path-exclude={path}" for path in _words(recipe / "exclude")]
     command += ['--aptopt=Acquire::Languages "none"', "--dpkgopt=force-unsafe-io"]
     command += [f'--customize-hook={recipe / "customize"} "$1"', SUITE, str(root)]
-    with open(log, "wb") as output:
-        result = subprocess.run(
-            command, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
-    if result.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    printed: deque[str] = deque(maxlen=15)
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed.append(line.rstrip())
+            if line.startswith("I: "):  # what mmdebstrap is at
+                stage(f"  {line[3:].rstrip()}")
+    if process.returncode:
         raise Error(
             "the guest image could not be built",
-            f"mmdebstrap ended with status {result.returncode}:\n{tail}",
+            f"mmdebstrap ended with status {process.returncode}:\n" + "\n".join(printed),
             "see that this machine reaches its Debian mirror (apt-get update), then try again",
         )
 

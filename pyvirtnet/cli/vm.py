@@ -20,7 +20,7 @@ from ._vm_package import payload
 _RUN = """\
 CMD runs as root in /root of a Debian guest, with the package installed, this clone read-only at
 /mnt/project and the folder of --share at /mnt/share. Its output streams through; its exit status
-is this command's. 124: the guest did not finish in time, or died. 125: it could not be started.
+is this command's. 124: CMD took too long, or the guest died. 125: it could not be started.
 """
 
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--queues", type=int, default=1, metavar="N", help="queue pairs of every NIC (tap only)")
     add("--accel", choices=["auto", "kvm", "tcg"], default="auto", help="KVM or emulation")
     add("--share", type=Path, metavar="DIR", help="a folder for /mnt/share, read and write")
-    add("--timeout", type=float, default=600, metavar="S", help="seconds until the guest must end")
+    add("--timeout", type=float, default=600, metavar="S", help="seconds that CMD may take")
     add("--memory", type=int, default=1536, metavar="MIB", help="the guest's memory")
     add("--cpus", type=int, default=2, metavar="N", help="the guest's processors")
     return parser

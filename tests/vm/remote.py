@@ -21,7 +21,7 @@ from pyvirtnet.cli._vm_package import payload
 from pyvirtnet.errors import Error
 
 HERE = Path(__file__).parent
-TIMEOUT = 900.0  # seconds for all tests of one machine, boot included
+TIMEOUT = 900.0  # seconds for all tests of one machine
 TEST_TIMEOUT = 300  # seconds for one test: pytest-timeout in the guest
 # stdout carries the reports, stderr what pytest and the tests print
 PYTEST = f"""exec 3>&1 >&2; PYVIRTNET_REPORTS_FD=3 exec python3 -P -m pytest -c /dev/null \\
