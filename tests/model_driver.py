@@ -1,8 +1,11 @@
 """A small driver in plain Python, to prove the device model: it does as told, right or wrong."""
 
+import re
 import struct
 
-from pyvirtnet.testing import MemoryMap, NetDevice
+import pytest
+
+from pyvirtnet.testing import MemoryMap, NetDevice, Violation, mask
 
 BASE = 0x1_0000_0000  # address of the driver's memory at the device
 SIZE = 4 << 20
@@ -12,6 +15,11 @@ FRAMES = BASE + SIZE // 2  # transmitted frames lie here, each at its head's pla
 PAGE = 4096
 NEXT, WRITE, INDIRECT = 1, 2, 4
 HEADER = bytes(12)
+FRAME = bytes(range(60))
+PLAIN = mask("version_1", "access_platform", "mac", "status")
+MERGED = PLAIN | mask("mrg_rxbuf")
+INDIRECTS = MERGED | mask("indirect_desc")
+EVENTS = MERGED | mask("event_idx")
 
 
 class Queue:
@@ -161,3 +169,15 @@ class Driver:
                 parts = []
         assert not left, "a frame's last buffers are missing"
         return frames
+
+
+def broken(rule):
+    return pytest.raises(Violation, match=re.escape(rule))
+
+
+def breaks(act, rule, **options):
+    """`act` on a driver breaks `rule`, and the device remembers it."""
+    driver = Driver(**options)
+    with broken(rule):
+        act(driver)
+    assert rule in str(driver.device.violations[0])

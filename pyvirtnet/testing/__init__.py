@@ -7,12 +7,13 @@ from .cable import Cable, Loopback, Wire
 from .layout import FEATURES, feature_names, mask
 from .memory import MemoryMap
 from .net import NetDevice
-from .rules import DEFAULT_FEATURES
+from .rules import DEFAULT_FEATURES, SPOKEN
 from .violation import Violation
 
 __all__ = [
     "DEFAULT_FEATURES",
     "FEATURES",
+    "SPOKEN",
     "Cable",
     "Loopback",
     "MemoryMap",

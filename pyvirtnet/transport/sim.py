@@ -11,7 +11,16 @@ from weakref import WeakValueDictionary
 from .. import dma
 from ..dma import Region
 from ..errors import DeviceBusy, DeviceGone, DeviceTimeout, NoSuchDevice
-from ..testing import DEFAULT_FEATURES, FEATURES, Cable, Loopback, MemoryMap, NetDevice, mask
+from ..testing import (
+    DEFAULT_FEATURES,
+    SPOKEN,
+    Cable,
+    Loopback,
+    MemoryMap,
+    NetDevice,
+    feature_names,
+    mask,
+)
 from .base import Doorbell, QueueAddresses, Transport
 
 _CONFIG_TRIES = 100
@@ -198,7 +207,7 @@ def _open_cable(address: str, name: str, end: str, options: dict[str, Any]) -> S
 
 def _parse(address: str, query: str) -> dict[str, Any]:
     """The keyword arguments of a device that the options ask for."""
-    features = DEFAULT_FEATURES
+    features, features_known = DEFAULT_FEATURES, feature_names(SPOKEN).lower()
     options: dict[str, Any] = {"queue_size": 256, "pairs": 1}
     for key, text in parse_qsl(query, keep_blank_values=True):
         try:
@@ -211,7 +220,7 @@ def _parse(address: str, query: str) -> dict[str, Any]:
             raise NoSuchDevice(
                 f"no simulator {address!r}",
                 f"option {key}={text} is not known or not possible",
-                f"options: {', '.join(_OPTIONS)}; a feature=on or off: {', '.join(FEATURES)}",
+                f"options: {', '.join(_OPTIONS)}; or a feature, on or off: {features_known}",
             ) from error
     sizes = (options.pop("queue_size"),) * (2 * options.pop("pairs"))
     return {"features": features, "queue_sizes": sizes, **options}

@@ -1,0 +1,65 @@
+"""Rules of transmitted frames and their headers: each fires when a driver breaks it."""
+
+import struct
+
+import pytest
+from model_driver import FRAME, HEADER, MERGED, Driver, breaks
+
+from pyvirtnet.testing import DEFAULT_FEATURES, NetDevice, mask
+
+OFFLOADS = MERGED | mask("csum", "host_tso4")
+CSUM = MERGED | mask("csum")
+
+
+@pytest.mark.parametrize(
+    ("features", "header", "frame", "rule"),
+    [
+        (MERGED, HEADER, bytes(13), "a frame has 14 to 65589 bytes"),
+        (MERGED, HEADER, bytes(65590), "a frame has 14 to 65589 bytes"),
+        (MERGED, bytes(11), b"", "a frame has 14 to 65589 bytes"),
+        (MERGED, struct.pack("<BBHHHHH", 0, 0, 0, 0, 0, 0, 1), FRAME, "num_buffers is 0"),
+        (MERGED, struct.pack("<BBHHHHH", 1, 0, 0, 0, 0, 0, 0), FRAME, "the header is zero"),
+        (MERGED, struct.pack("<BBHHHHH", 0, 0, 12, 0, 0, 0, 0), FRAME, "the header is zero"),
+        (MERGED, struct.pack("<BBHHHHH", 0, 1, 0, 0, 0, 0, 0), FRAME, "the header is zero"),
+        (CSUM, struct.pack("<BBHHHHH", 2, 0, 0, 0, 0, 0, 0), FRAME, "no flag but NEEDS_CSUM"),
+        (CSUM, struct.pack("<BBHHHHH", 1, 0, 0, 0, 50, 9, 0), FRAME, "the checksum that"),
+        (CSUM, struct.pack("<BBHHHHH", 1, 1, 54, 6, 34, 16, 0), FRAME, "gso_type asks only"),
+        (OFFLOADS, struct.pack("<BBHHHHH", 1, 4, 54, 6, 34, 16, 0), FRAME, "gso_type asks only"),
+        (OFFLOADS, struct.pack("<BBHHHHH", 0, 1, 54, 6, 34, 16, 0), FRAME, "segmentation needs N"),
+        (OFFLOADS, struct.pack("<BBHHHHH", 1, 1, 54, 0, 34, 16, 0), FRAME, "segmentation needs a"),
+        (OFFLOADS, struct.pack("<BBHHHHH", 1, 129, 54, 6, 34, 16, 0), FRAME, "GSO_ECN goes with"),
+    ],
+)
+def test_transmitted_headers(features, header, frame, rule):
+    def act(driver):
+        driver.up().send(frame, header=header)
+        driver.device.take()
+
+    breaks(act, rule, device=NetDevice(features=features))
+
+
+@pytest.mark.parametrize(
+    ("features", "header"),
+    [
+        (CSUM, struct.pack("<BBHHHHH", 1, 0, 0, 0, 34, 16, 0)),
+        (OFFLOADS, struct.pack("<BBHHHHH", 1, 1, 54, 6, 34, 16, 0)),
+    ],
+)
+def test_offloads_that_were_negotiated(features, header):
+    driver = Driver(NetDevice(features=features)).up()
+    driver.send(FRAME, header=header)
+    assert driver.device.take_with_headers() == [header + FRAME]
+
+
+def test_frames_keep_to_the_mtu():
+    def act(driver):
+        driver.up().send(bytes(1515))
+        driver.device.take()
+
+    breaks(act, "a frame is no longer than the MTU and its header", mtu=1500)
+    driver = Driver(mtu=1500).up()
+    driver.send(bytes(1514))
+    assert driver.device.take() == [bytes(1514)]
+    driver = Driver(mtu=1500, features=DEFAULT_FEATURES).up()
+    driver.send(bytes(1515))
+    assert driver.device.take() == [bytes(1515)]
