@@ -27,6 +27,7 @@ from .spec import Feature
 
 if TYPE_CHECKING:
     from ._burst import Frame, RxBurst, TxBurst
+    from ._headers import swap_flows, swap_macs
     from .port import Link, Mac, Port, Stats, open
 
 __all__ = [
@@ -57,11 +58,14 @@ __all__ = [
     "Stats",
     "TxBurst",
     "open",
+    "swap_flows",
+    "swap_macs",
 ]
 
 # numpy takes a second to import in a small machine; `tools/bind` and its like do without.
 _LATER = {
     **dict.fromkeys(("Frame", "RxBurst", "TxBurst"), "._burst"),
+    **dict.fromkeys(("swap_flows", "swap_macs"), "._headers"),
     **dict.fromkeys(("Link", "Mac", "Port", "Stats", "open"), ".port"),
 }
 

@@ -3,7 +3,7 @@
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 import os
 import select
@@ -13,7 +13,9 @@ from ._barrier cimport enter, hold, leave
 from ._burst cimport Burst, Frame, RxBurst, empty_rx_burst, new_rx_burst
 from ._pages cimport (
     HEAD_BYTES,
+    HEADER_BYTES,
     PAGE_BYTES,
+    SLOT_HEAD,
     PagePool,
     Store,
     attach_frags,
@@ -21,6 +23,7 @@ from ._pages cimport (
     give_slots,
     hold_slots,
     page_address,
+    page_iova,
     take_pages,
     take_slots,
     take_store,
@@ -425,40 +428,66 @@ cdef object _as_bytes(item, Py_ssize_t i):
     return item if view.contiguous else view.tobytes()
 
 
-cdef Store *_copy_in(PagePool pool, const uint8_t *data, size_t length) noexcept:
-    """A store of one frame with a copy of `data`; NULL when pages or slots have run out."""
-    cdef uint32_t slot = 0, rest, i, part
-    cdef uint32_t[16] pages
-    cdef Store *store
-    rest = <uint32_t>length - min(<uint32_t>length, <uint32_t>HEAD_BYTES)
-    cdef uint32_t count = (rest + PAGE_BYTES - 1) // PAGE_BYTES
-    store = take_store(&pool.pool, 1)
+cdef Store *_copy_in(PagePool pool, const uint8_t *data, uint32_t length) noexcept:
+    """A store of one frame with a copy of `data`; NULL when pages or slots have run out.
+
+    Header and data together in a head slot or a page are one descriptor; what is too long for a
+    page has its head in a slot and the rest in pages.
+    """
+    cdef Store *store = take_store(&pool.pool, 1)
+    cdef bint done
     if store == NULL:
         return NULL
     store.owner = <PyObject *>pool
     Py_INCREF(pool)
-    if take_slots(&pool.pool, 1, &slot) == 1:
-        hold_slots(store, slot, 1)
-        if count == 0 or attach_frags(store, 0):
-            part = take_pages(&pool.pool, pages, count)
-            store.nfrags = part
-            for i in range(part):
-                store.frags[i].page = pages[i]
-            if part == count:
-                _fill(store, data, <uint32_t>length)
-                return store
+    store.nframes, store.lengths[0] = 1, length
+    if HEAD_BYTES < length <= PAGE_BYTES - SLOT_HEAD:
+        done = _copy_to_page(store, data, length)
+    else:
+        done = _copy_to_slot(store, data, length)
+    if done:
+        return store
     drop_store(store, 1)
     return NULL
 
 
-cdef void _fill(Store *store, const uint8_t *data, uint32_t length) noexcept nogil:
-    cdef uint32_t done = min(length, <uint32_t>HEAD_BYTES), i, part
-    store.nframes, store.lengths[0] = 1, length
+cdef bint _copy_to_page(Store *store, const uint8_t *data, uint32_t length) noexcept nogil:
+    """Header and frame in one page, laid out as in a head slot."""
+    cdef uint32_t page = 0
+    if not attach_frags(store, 1) or take_pages(store.pool, &page, 1) == 0:
+        return False
+    store.frags[0].page, store.nfrags = page, 1
+    store.begin[0] = store.begin[1] = 1  # the frame has no fragment; the store has the page
+    store.heads = page_address(store.pool, page) + SLOT_HEAD
+    store.header_iova = page_iova(store.pool, page) + SLOT_HEAD - HEADER_BYTES
+    store.head_room = length
+    memset(store.heads - HEADER_BYTES, 0, HEADER_BYTES)
+    memcpy(store.heads, data, length)
+    return True
+
+
+cdef bint _copy_to_slot(Store *store, const uint8_t *data, uint32_t length) noexcept nogil:
+    """The head in a head slot, the rest in as many pages as it needs."""
+    cdef uint32_t slot = 0, done = min(length, <uint32_t>HEAD_BYTES), i, part, count
+    cdef uint32_t[16] pages
+    if take_slots(store.pool, 1, &slot) == 0:
+        return False
+    hold_slots(store, slot, 1)
     memcpy(store.heads, data, done)
+    if done == length:
+        return True
+    count = (length - done + PAGE_BYTES - 1) // PAGE_BYTES
+    if not attach_frags(store, 0):
+        return False
+    store.nfrags = take_pages(store.pool, pages, count)
     for i in range(store.nfrags):
+        store.frags[i].page = pages[i]
+    if store.nfrags < count:
+        return False
+    for i in range(count):
         part = min(length - done, <uint32_t>PAGE_BYTES)
-        memcpy(page_address(store.pool, store.frags[i].page), data + done, part)
+        memcpy(page_address(store.pool, pages[i]), data + done, part)
         store.frags[i].offset, store.frags[i].length = 0, part
         done += part
-    if store.begin != NULL:
-        store.begin[1] = store.nfrags
+    store.begin[1] = count
+    return True

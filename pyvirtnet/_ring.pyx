@@ -230,7 +230,6 @@ cdef int rx_receive(RxRing *rx, Store *store, uint32_t want, uint32_t pending) n
     Frames before a lie are delivered; the next call reports it.
     """
     cdef uint32_t taken = 0, n = 0, run, count, i
-    cdef uint8_t *page
     for i in range(min(<uint32_t>LOOKAHEAD, pending)):
         _prefetch(rx, i)
     while n < want and taken < pending:

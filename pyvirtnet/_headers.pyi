@@ -1,0 +1,6 @@
+"""Header work on whole bursts."""
+
+from ._burst import RxBurst, TxBurst
+
+def swap_macs(burst: RxBurst | TxBurst) -> None: ...
+def swap_flows(burst: RxBurst | TxBurst) -> int: ...

@@ -1,0 +1,104 @@
+"""Header work on whole bursts, in place: what numpy would need several passes for."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
+
+from ._burst cimport Burst
+from ._pages cimport HEAD_BYTES, Store
+
+cdef enum:
+    ETHERNET = 14
+    VLAN_TAG = 4
+    IPV4_LEAST = 20
+    IPV6 = 40
+    ADDRESSES_V4 = 12           # offset of the source address in an IPv4 header
+    ADDRESSES_V6 = 8
+    TCP = 6
+    UDP = 17
+    SCTP = 132
+
+
+cdef inline void _swap(uint8_t *first, uint8_t *second, size_t size) noexcept nogil:
+    cdef uint8_t[16] kept
+    memcpy(kept, first, size)
+    memcpy(first, second, size)
+    memcpy(second, kept, size)
+
+
+cdef inline uint16_t _be16(const uint8_t *at) noexcept nogil:
+    return <uint16_t>(at[0] << 8 | at[1])
+
+
+def swap_macs(Burst burst not None):
+    """Swap source and destination MAC address of every frame of an RxBurst or TxBurst."""
+    cdef Store *store = burst.store
+    cdef Py_ssize_t i
+    cdef uint8_t *frame
+    with nogil:
+        for i in range(burst.count):
+            frame = store.heads + <size_t>burst.frame(i) * store.stride
+            _swap(frame, frame + 6, 6)
+
+
+def swap_flows(Burst burst not None):
+    """Turn every frame round: MAC addresses, IPv4 or IPv6 addresses, TCP, UDP or SCTP ports.
+
+    Up to two VLAN tags are stepped over. Checksums stay right: they do not depend on the order.
+    Frames that are not IP have their MAC addresses swapped; other protocols, and fragments but the
+    first, keep what stands in place of ports.
+    Returns how many frames had their ports swapped.
+    """
+    cdef Store *store = burst.store
+    cdef Py_ssize_t i
+    cdef uint32_t frame, ports = 0
+    with nogil:
+        for i in range(burst.count):
+            frame = burst.frame(i)
+            ports += _turn_round(
+                store.heads + <size_t>frame * store.stride,
+                min(store.lengths[frame], min(store.head_room, <uint32_t>HEAD_BYTES)))
+    return ports
+
+
+cdef bint _turn_round(uint8_t *frame, uint32_t length) noexcept nogil:
+    """One frame, of which `length` bytes may be touched. True if it had ports."""
+    cdef uint32_t at = ETHERNET
+    cdef uint16_t kind
+    _swap(frame, frame + 6, 6)
+    kind = _be16(frame + 12)
+    while (kind == 0x8100 or kind == 0x88A8) and at < ETHERNET + 2 * VLAN_TAG:
+        if length < at + VLAN_TAG:
+            return False
+        kind = _be16(frame + at + 2)
+        at += VLAN_TAG
+    if kind == 0x0800:
+        return _turn_ipv4(frame + at, length - at)
+    if kind == 0x86DD:
+        return _turn_ipv6(frame + at, length - at)
+    return False
+
+
+cdef bint _turn_ipv4(uint8_t *header, uint32_t length) noexcept nogil:
+    cdef uint32_t size
+    if length < IPV4_LEAST or header[0] >> 4 != 4:
+        return False
+    _swap(header + ADDRESSES_V4, header + ADDRESSES_V4 + 4, 4)
+    size = (header[0] & 15) * 4
+    if size < IPV4_LEAST or header[6] & 0x1F or header[7]:  # a later fragment has no ports
+        return False
+    return _turn_ports(header, size, length, header[9])
+
+
+cdef bint _turn_ipv6(uint8_t *header, uint32_t length) noexcept nogil:
+    if length < IPV6 or header[0] >> 4 != 6:
+        return False
+    _swap(header + ADDRESSES_V6, header + ADDRESSES_V6 + 16, 16)
+    return _turn_ports(header, IPV6, length, header[6])
+
+
+cdef bint _turn_ports(uint8_t *header, uint32_t size, uint32_t length,
+                      uint8_t protocol) noexcept nogil:
+    if length < size + 4 or not (protocol == TCP or protocol == UDP or protocol == SCTP):
+        return False
+    _swap(header + size, header + size + 2, 2)
+    return True
