@@ -74,8 +74,10 @@ class FakeVfio:
         self.mappable = True
         self.windows = None  # sparse mmap areas of BAR 4
         self.gone = False
-        self.stuck_reset = self.unsettled = self.refuse_vectors = False
+        self.stuck_reset = self.unsettled = False
+        self.refuse_vectors = self.fixed_sizes = False
         self.events, self.accesses, self.violations = [], [], []
+        self.pages = []  # what was mapped
         self.vectors = []  # the eventfds of SET_IRQS
         self.memory = os.memfd_create("bar4")
         os.ftruncate(self.memory, BAR_SIZE)
@@ -95,7 +97,10 @@ class FakeVfio:
 
     def mmap(self, length, offset):
         self.events.append(("mmap", offset & (1 << REGION_SHIFT) - 1, length))
-        return mmap.mmap(self.memory, length, offset=offset & (1 << REGION_SHIFT) - 1)
+        self.pages.append(
+            mmap.mmap(self.memory, length, offset=offset & (1 << REGION_SHIFT) - 1)
+        )
+        return self.pages[-1]
 
     def notified(self, offset):
         """The 16 bits at an offset into the notification structure."""
@@ -208,7 +213,10 @@ class FakeVfio:
         if name == "device_status":
             self._write_status(value)
         elif name == "queue_select":
-            self._state[name] = value
+            if value < len(self._queues):  # else it stays at the queue that was selected last
+                self._state[name] = value
+        elif name == "queue_size" and self.fixed_sizes:
+            pass
         elif name.endswith("msix_vector"):
             target = self._selected() if name in QUEUE_FIELDS else self._state
             target[name] = 0xFFFF if self.refuse_vectors else value

@@ -117,7 +117,8 @@ class TestSharing:
         region = memory.allocate(4096)
         container.close_device(Function(BDF))
         del region
-        gc.collect()  # must not reach the closed container: the fake kernel would object
+        gc.collect()  # neither this nor the next reaches the closed container:
+        memory.allocate(4096)  # the fake kernel would object
 
     def test_abandon_closes_files_without_an_ioctl(self, sysfs, kernel, memory, monkeypatch):
         make_sysfs(sysfs)
@@ -131,6 +132,7 @@ class TestSharing:
         assert kernel.open_files == []
         del region
         gc.collect()
+        memory.allocate(4096)
 
     def test_type1_serves_where_v2_is_missing(self, sysfs, kernel):
         make_sysfs(sysfs)
@@ -225,6 +227,16 @@ class TestRefusals:
         assert "dpdk-testpmd (pid 4711)" in error.why
         assert error.mend.endswith("kill 4711")
 
+    def test_busy_because_this_process_has_the_node(self, sysfs, kernel, tmp_path, monkeypatch):
+        make_sysfs(sysfs)
+        kernel.errors[NODE] = errno.EBUSY
+        folder = tmp_path / "proc" / str(os.getpid()) / "fd"
+        folder.mkdir(parents=True)
+        (folder / "9").symlink_to(NODE)
+        (folder.parent / "comm").write_text("pytest\n")
+        monkeypatch.setattr(problems, "PROC", tmp_path / "proc")
+        assert "this process" in open_failing().why
+
     def test_busy_and_nobody_to_be_seen(self, sysfs, kernel, tmp_path, monkeypatch):
         make_sysfs(sysfs)
         kernel.errors[NODE] = errno.EBUSY
@@ -271,6 +283,12 @@ class TestMapping:
 
     def test_no_memory_though_the_limit_would_do(self, limited):
         error = problems.mapping(4096, OSError(errno.ENOMEM, "Cannot allocate memory"))
+        assert isinstance(error, errors.OutOfMemory)
+
+    def test_a_privileged_process_has_no_memlock_limit(self, limited, tmp_path):
+        status = tmp_path / "proc/self/status"
+        status.write_text(status.read_text().replace("0000000000000000", "0000000000004000"))
+        error = problems.mapping(2 << 20, OSError(errno.ENOMEM, "Cannot allocate memory"))
         assert isinstance(error, errors.OutOfMemory)
 
     def test_memory_above_the_iommus_addresses(self, kernel, memory):

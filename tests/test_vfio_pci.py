@@ -11,6 +11,8 @@ from pyvirtnet import errors
 from pyvirtnet.transport import vfio_pci
 from pyvirtnet.transport.base import QueueAddresses
 from pyvirtnet.transport.vfio_pci import VfioPciTransport
+from pyvirtnet.vfio.device import Device
+from pyvirtnet.vfio.function import Function
 
 ADDRESSES = QueueAddresses(256, 0x1_2345_6000, 0x1_2345_7000, 0x1_2345_8000)
 
@@ -82,6 +84,12 @@ class TestLife:
             with pytest.raises(OSError):
                 os.fstat(fd)
 
+    def test_close_unmaps_the_doorbells(self, fake):
+        transport = open_port(fake)
+        transport.setup_queue(0, ADDRESSES)
+        transport.close()
+        assert [page.closed for page in fake.pages] == [True]
+
     def test_use_after_close_is_refused(self, fake):
         transport = open_port(fake)
         transport.close()
@@ -130,6 +138,16 @@ class TestRegisters:
         for bits in (1, 2, 8):
             transport.add_status(bits)
         assert transport.status() == 11
+
+    @pytest.mark.parametrize(
+        ("offset", "width"), [(1, 2), (2, 4), (0x4000, 1), (0x3FFE, 4), (-4, 4)]
+    )
+    def test_access_that_is_not_aligned_or_not_inside(self, fake, offset, width):
+        device = Device(Function(BDF), FakeIommu(fake))
+        fake.accesses.clear()
+        with pytest.raises(ValueError, match=f"{width}-byte access"):
+            device.read(4, offset, width)
+        assert fake.accesses == []
 
     def test_config_fields_are_read_in_their_own_width(self, fake):
         transport = open_port(fake)
@@ -263,6 +281,11 @@ class TestCapabilities:
                   capability(1, 0, 0x20), capability(9, 0, 0), capability(77, 0, 0), *bodies]
         assert open_port(with_capabilities(*bodies)).status() == 0
 
+    def test_the_low_bits_of_pointers_are_reserved(self, fake):
+        fake.config[0x34] |= 3
+        fake.config[0x41] |= 1
+        assert open_port(fake).status() == 0
+
     def test_a_longer_capability_is_accepted(self):
         bodies = [body if body[1] != 1 else b"\x30" + body[1:] + bytes(32)
                   for body in standard_capabilities()]
@@ -306,9 +329,16 @@ class TestHostile:
         with pytest.raises(errors.DeviceBroken, match="leads back"):
             open_port(fake)
 
+    def test_capability_that_ends_past_the_configuration_space(self, fake):
+        fake.config[0x34] = 0xF4
+        fake.config[0xF4:] = bytes([0x09, 0, 16, 1, 4, 0, 0, 0, 0, 0, 0, 0])
+        with pytest.raises(errors.DeviceBroken, match="capability of 16 bytes"):
+            open_port(fake)
+
     @pytest.mark.parametrize("kind", [1, 2])
     @pytest.mark.parametrize(("offset", "length"), [
-        (fake_vfio.BAR_SIZE, 0x1000), (0xFFFF_FFFC, 0x1000), (fake_vfio.BAR_SIZE - 1, 0x40), (2, 1)
+        (fake_vfio.BAR_SIZE, 0x1000), (0xFFFF_FFFC, 0x1000), (fake_vfio.BAR_SIZE - 1, 0x40), (0, 1),
+        (1, 0x40),
     ])
     def test_structure_outside_its_bar(self, kind, offset, length):
         bodies = [body for body in standard_capabilities() if body[1] != kind]
@@ -359,6 +389,18 @@ class TestHostile:
         with pytest.raises(errors.DeviceBroken, match="doorbell"):
             transport.setup_queue(0, ADDRESSES)
         assert "queue_enable" not in fake.queue(0)
+
+    def test_doorbell_at_an_odd_address(self):
+        bodies = standard_capabilities()
+        bodies[1] = capability(2, fake_vfio.NOTIFY, 0x1000, size=20, multiplier=1)
+        transport = open_port(with_capabilities(*bodies))
+        with pytest.raises(errors.DeviceBroken, match="doorbell"):
+            transport.setup_queue(1, ADDRESSES)
+
+    def test_queue_that_keeps_its_own_size(self, fake):
+        fake.fixed_sizes = True
+        with pytest.raises(errors.DeviceBroken, match="size of 64"):
+            open_port(fake).setup_queue(0, QueueAddresses(64, 0, 0, 0))
 
     def test_queue_of_size_zero(self, fake):
         fake.queue_sizes = [0, 256, 64]

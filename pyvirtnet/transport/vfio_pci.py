@@ -209,7 +209,6 @@ class VfioPciTransport(Transport):
                     value = self._device.read(bar, base + position, width)
                     data += value.to_bytes(width, "little")
                 position += width
-        self._check_present(set(data) == {0xFF})
         return data[offset - start : offset - start + length]
 
     def _read(self, field: CommonCfg) -> int:
