@@ -134,6 +134,7 @@ cdef class QueuePair:
         self.closed = why
         rx_destroy(&self.rx)
         tx_destroy(&self.tx)
+        self.pool = None  # its memory lives on only if a burst does
         leave(&self.rx_busy)
         leave(&self.tx_busy)
 

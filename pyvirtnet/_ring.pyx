@@ -85,6 +85,7 @@ cdef void rx_destroy(RxRing *rx) noexcept nogil:
     rx.page_of = rx.fresh = NULL
     rx.exposed = rx.claimed = NULL
     rx.hungry = NULL
+    rx.pool = NULL
 
 
 cdef int _rx_lie(RxRing *rx, int code, uint32_t value) noexcept nogil:

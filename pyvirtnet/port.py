@@ -242,7 +242,7 @@ class Port:
         _open_ports.discard(self)
         self._take_down("the port was closed")
         self._transport.close()
-        self._memory = None
+        self._memory = self._pool = None
 
     def __enter__(self) -> Port:
         return self

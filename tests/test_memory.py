@@ -1,0 +1,40 @@
+"""Memory is given back: by a closed port at once, by its bursts when they go."""
+
+import gc
+
+import pyvirtnet
+from pyvirtnet import dma
+
+
+def regions():
+    gc.collect()
+    return set(dma.memory.regions())
+
+
+def test_a_closed_port_that_is_still_referred_to_keeps_no_memory():
+    before = regions()
+    port = pyvirtnet.open("sim:loopback")
+    assert len(regions() - before) == 1
+    port.close()
+    assert regions() <= before
+
+
+def test_a_burst_keeps_the_memory_of_its_closed_port_until_it_goes():
+    before = regions()
+    port = pyvirtnet.open("sim:loopback")
+    port.send_burst([b"x" * 3000])
+    burst = port.recv_burst(1)
+    port.close()
+    assert bytes(burst[0]) == b"x" * 3000
+    assert len(regions() - before) == 1
+    del burst
+    assert regions() <= before
+
+
+def test_a_reset_port_keeps_its_region():
+    with pyvirtnet.open("sim:loopback") as port:
+        held = regions()
+        port.reset()
+        assert regions() == held
+        port.send_burst([b"y" * 60])
+        assert bytes(port.recv_burst(1)[0]) == b"y" * 60
