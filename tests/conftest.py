@@ -1,0 +1,61 @@
+"""Fixtures: ports on the device model, which have to end with every page back in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from nic import Nic
+
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.when == "call":
+        item.stash[_failed] = report.failed
+    return report
+
+
+@pytest.fixture(params=[0, 0xFFF0], ids=["from_0", "from_fff0"])
+def start_index(request: pytest.FixtureRequest) -> int:
+    """Where ring indices start: at the beginning, and shortly before they wrap."""
+    index: int = request.param
+    return index
+
+
+@pytest.fixture
+def make_nic(request: pytest.FixtureRequest, start_index: int) -> Iterator[Callable[..., Nic]]:
+    """Makes ports on a model of the device; options are those of `Nic` and `NetDevice`."""
+    made: list[Nic] = []
+
+    def make(device: Any = None, **options: Any) -> Nic:
+        if device is None:
+            options.setdefault("start_index", start_index)
+        made.append(Nic(device, **options))
+        return made[-1]
+
+    yield make
+    for nic in made:
+        if request.node.stash.get(_failed, False):
+            nic.port.close()
+        else:
+            nic.finish()
+
+
+@pytest.fixture
+def nic(make_nic: Callable[..., Nic]) -> Nic:
+    """A port with rings of 256 and the model of a device behind it."""
+    return make_nic()
+
+
+@pytest.fixture
+def port(nic: Nic) -> Any:
+    return nic.port
+
+
+@pytest.fixture
+def device(nic: Nic) -> Any:
+    return nic.device

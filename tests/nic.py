@@ -1,0 +1,146 @@
+"""A port with the device model behind it: what the tests of the datapath work with."""
+
+from __future__ import annotations
+
+import gc
+import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from struct import Struct
+
+from pyvirtnet import Port
+from pyvirtnet.negotiate import parse
+from pyvirtnet.testing import NetDevice
+from pyvirtnet.transport.sim import SimTransport
+
+HEADER = 12
+HEAD = 128
+PAGE = 4096
+_NOISE = random.Random(2008).randbytes(1 << 17)
+_USED_ELEMENT = Struct("<II")
+_U16 = Struct("<H")
+
+
+def frame(size: int, number: int = 0) -> bytes:
+    """Content that tells frames and places in a frame apart."""
+    start = number * 61 % 65536
+    return (number.to_bytes(8, "big") + _NOISE[start : start + size])[:size]
+
+
+def frames(count: int, size: int = 60, first: int = 0) -> list[bytes]:
+    return [frame(size, first + i) for i in range(count)]
+
+
+def buffers(size: int) -> int:
+    """Pages that a frame of `size` bytes takes when each is filled before the next."""
+    return -(-(HEADER + size) // PAGE)
+
+
+class Nic:
+    """A device, the transport that reaches it, and the port that drives it."""
+
+    def __init__(self, device=None, *, ring_size=None, pages=None, features=(), **options):
+        self.device = device or NetDevice(**options)
+        self.transport = SimTransport(self.device, "sim:test")
+        try:
+            self.port = Port(
+                self.transport, ring_size=ring_size, pages=pages, wanted=parse(features)
+            )
+        except BaseException:
+            self.transport.close()
+            raise
+
+    def receive(self, n: int = 64) -> list[bytes]:
+        """Every frame that waits, copied."""
+        got: list[bytes] = []
+        while fresh := [bytes(one) for one in self.port.recv_burst(n)]:  # holds no burst
+            got += fresh
+        return got
+
+    def pass_through(self, content: list[bytes]) -> None:
+        """Deliver frames one burst at a time as room allows; each arrives as it was."""
+        waiting = list(reversed(content))
+        expected = iter(content)
+        while waiting:
+            while waiting and self.device.deliver(waiting[-1]):
+                waiting.pop()
+            got = self.receive()
+            assert got, "no room to deliver, and nothing received"
+            for one in got:
+                assert one == next(expected)
+        assert next(expected, None) is None
+
+    def transmitted(self, order: str = "fifo") -> list[bytes]:
+        """What the device finds in the transmit ring; it has sent it when this returns."""
+        taken = self.device.take()
+        self.device.complete(order=order)
+        return taken
+
+    @property
+    def held_pages(self) -> int:
+        """Pages that neither lie free nor are posted: bursts and sent frames hold them."""
+        info = self.port.info()
+        return info["pages"] - info["free_pages"] - info["posted_pages"]
+
+    @property
+    def held_slots(self) -> int:
+        pool = self.port.queues[0].pool
+        return pool.slots - pool.free_slots
+
+    def settle(self) -> None:
+        """The device sends everything, the port takes everything back; nothing is held then."""
+        gc.collect()
+        self.transmitted()
+        self.port.reclaim()
+        self.receive()
+        self.device.check()
+        assert self.held_pages == 0, "pages were lost"
+        assert self.held_slots == 0, "head slots were lost"
+        assert self.port.tx_pending == 0
+
+    def finish(self) -> None:
+        """The end of a test: if the port still works, all it had has to be there."""
+        try:
+            if not self.port._closed:
+                self.settle()
+            assert not self.device.violations
+        finally:
+            self.port.close()
+
+
+class Liar:
+    """One queue's used ring, written as no device may."""
+
+    def __init__(self, nic: Nic, index: int) -> None:
+        self.queue = nic.device.queues[index]
+        nic.device.fill = False
+
+    def put(self, *entries: tuple[int, int], advance: int | None = None) -> None:
+        """Write used elements (id, length), then move the used index by `advance`."""
+        queue = self.queue
+        for at, entry in enumerate(entries):
+            _USED_ELEMENT.pack_into(queue._used, 4 + 8 * ((queue._given + at) % queue.size), *entry)
+        queue._given = (queue._given + (len(entries) if advance is None else advance)) & 0xFFFF
+        _U16.pack_into(queue._used, 2, queue._given)
+
+    def write(self, data: bytes) -> int:
+        """Fill the next posted receive buffer; its id."""
+        chain = self.queue.ready.popleft()
+        chain.scatter(data)
+        return chain.head
+
+
+def run_python(code: str, timeout: float = 60) -> None:
+    """Run a script that has `Nic` and `frame` in a process of its own: it ends well, in silence."""
+    script = "from nic import *\n" + textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", script],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
