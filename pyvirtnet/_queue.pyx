@@ -56,7 +56,6 @@ from ._split cimport (
     split_bytes,
     split_device_offset,
     split_driver_offset,
-    split_pending,
     split_set_interrupts,
 )
 
@@ -219,10 +218,8 @@ cdef class QueuePair:
             while True:
                 split_set_interrupts(&self.rx.vq, True)
                 burst = self._poll(n)  # what came before interrupts were on
-                if burst.count or split_pending(&self.rx.vq):
-                    if burst.count:
-                        return burst
-                    continue
+                if burst.count:
+                    return burst
                 left = 0.1 if deadline is None else min(0.1, deadline - time.monotonic())
                 if left <= 0:
                     return burst

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nic import HEAD, HEADER, PAGE, Nic, buffers, frame, frames
+from nic import HEAD, HEADER, PAGE, Nic, buffers, frame, frames, run_python
 
 SIZES = [14, 60, 127, 128, 129, 1514, 4084, 4085, 8180, 8181, 9014, 65535]
 QUEUE_SIZES = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
@@ -400,3 +400,20 @@ def test_ctrl_c_ends_a_wait(nic):
         timer.join()
         signal.signal(signal.SIGUSR1, before)
     nic.pass_through(frames(300))
+
+
+def test_waiting_without_head_slots_ends_at_the_deadline():
+    run_python(
+        """
+        nic = Nic(queue_sizes=(2, 2))
+        kept = []
+        for _ in range(nic.port.queues[0].pool.slots):
+            nic.device.deliver(frame(60))
+            kept.append(nic.port.recv_burst(1))
+        nic.device.deliver(frame(60))
+        assert len(nic.port.recv_burst(1, timeout=0.05)) == 0
+        kept.clear()
+        assert len(nic.port.recv_burst(1, timeout=5)) == 1
+        nic.finish()
+        """
+    )
