@@ -1,5 +1,6 @@
-# What every tool needs before it runs, for `. tools/_setup.sh`: set_up package|vm|dev, then run MODULE.
-# package: .venv with the package, editable; vm: also QEMU and mmdebstrap; dev: also the test tools.
+# What every tool needs before it runs, for `. tools/_setup.sh`: set_up package|vm|bench|dev, then
+# run MODULE. package: .venv with the package, editable; vm: also QEMU and mmdebstrap; bench: DPDK's
+# testpmd and valgrind; dev: all of these and the test tools.
 
 project=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 export PYVIRTNET_PROJECT="$project"
@@ -35,7 +36,8 @@ debian_packages() {
     [ -e "$project/.venv/stamp" ] || python_packages
     [ -z "$missing" ] || install_packages $missing || fail "cannot install$missing (see above)" \
         "as root: apt-get update && apt-get install$missing"
-    [ "$1" != package ] || return 0
+    case $1 in bench | dev) bench_packages ;; esac
+    case $1 in vm | dev) ;; *) return 0 ;; esac
     missing=
     need qemu-system-x86_64 qemu-system-x86
     need mmdebstrap mmdebstrap
@@ -44,6 +46,16 @@ debian_packages() {
     [ -z "$missing" ] || install_packages $missing || { [ "$1" = dev ] &&
         stage "no guests on this machine: tests in the guest skip"; } || fail \
         "cannot install$missing (see above)" "as root: apt-get update && apt-get install$missing"
+}
+
+# What has no use for them works without; what has says so.
+bench_packages() {
+    missing=
+    need dpdk-testpmd dpdk-dev
+    need valgrind valgrind
+    need ip iproute2
+    [ -z "$missing" ] || install_packages $missing ||
+        stage "cannot install$missing (as root: apt-get update && apt-get install$missing)"
 }
 
 need() { command -v "$1" >/dev/null || missing="$missing $2"; }

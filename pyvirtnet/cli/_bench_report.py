@@ -1,0 +1,79 @@
+"""What the judges share: what was measured on, options' types, how a run says how far it is."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def progress(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1 << 20:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 3600")
+    return value
+
+
+def compiled_with() -> dict[str, str]:
+    """Compiler, Cython and Python of the extension modules in use, read out of the modules."""
+    file = importlib.import_module("pyvirtnet._ring").__file__
+    assert file is not None
+    content = Path(file).read_bytes()
+    compiler = re.search(rb"(GCC: \([^)]+\) [\d.]+|clang version [\d.]+)", content)
+    cython = re.search(rb"_cython_(\d+_\d+_\w+)", content)
+    return {
+        "architecture": platform.machine(),
+        "compiler": compiler.group(1).decode() if compiler else "unknown",
+        "cython": cython.group(1).decode().replace("_", ".") if cython else "unknown",
+        "python": platform.python_version(),
+    }
+
+
+def machine(versions: dict[str, str]) -> dict[str, Any]:
+    """Where and with what a result came about."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": _commit(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "numpy": np.__version__,
+        **compiled_with(),
+        **versions,
+    }
+
+
+def _cpu() -> str:
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    return found.group(1).strip() if found else platform.processor() or "unknown"
+
+
+def _commit() -> str:
+    folder = os.environ.get("PYVIRTNET_PROJECT") or str(Path(__file__).parents[2])
+    command = ["git", "-C", folder, "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
