@@ -11,12 +11,11 @@ from nic import Nic
 _failed = pytest.StashKey[bool]()
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)  # the guest's pytest knows no wrapper=
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    report = yield
+    report = (yield).get_result()  # type: ignore[misc]
     if report.when == "call":
         item.stash[_failed] = report.failed
-    return report
 
 
 @pytest.fixture(params=[0, 0xFFF0], ids=["from_0", "from_fff0"])
