@@ -9,13 +9,13 @@ import os
 import struct
 from contextlib import suppress
 
+from fake_pci_config import DEVICE, NOTIFY, make_config, standard_capabilities
+
 from pyvirtnet.vfio.container import Iommu
 
-BDF = "0000:00:04.0"
 REGION_SHIFT = 40  # region i begins at i << 40 in the device file, as with vfio-pci
 CONFIG_REGION = 7
 BAR_SIZE = 0x4000
-COMMON, ISR, DEVICE, NOTIFY = 0x0000, 0x1000, 0x2000, 0x3000  # offsets in BAR 4
 
 # struct virtio_pci_common_cfg: offset -> (width, name, may be written)
 COMMON_FIELDS = {
@@ -45,22 +45,6 @@ NET_FIELDS = dict.fromkeys(range(6), 1) | {6: 2, 8: 2, 10: 2, 12: 4, 16: 1, 17: 
 NET_CONFIG = bytes.fromhex("525400000001 0100 0200 dc05 10270000 01 00 0000")
 
 
-def capability(kind, offset, length, *, bar=4, size=16, multiplier=None):
-    """A virtio PCI capability without its cap_vndr and cap_next."""
-    body = struct.pack("<BBBB2xII", size, kind, bar, 0, offset, length)
-    return body if multiplier is None else body + struct.pack("<I", multiplier)
-
-
-def standard_capabilities():
-    return [
-        capability(5, 0, 0, bar=0, size=20, multiplier=0),
-        capability(2, NOTIFY, 0x1000, size=20, multiplier=4),
-        capability(4, DEVICE, 0x1000),
-        capability(3, ISR, 0x1000),
-        capability(1, COMMON, 0x1000),
-    ]
-
-
 class FakeVfio:
     """The device file. Attributes may be changed before or while a driver is at it."""
 
@@ -82,8 +66,7 @@ class FakeVfio:
         self.memory = os.memfd_create("bar4")
         os.ftruncate(self.memory, BAR_SIZE)
         os.pwrite(self.memory, NET_CONFIG, DEVICE)
-        self.config = bytearray(256)
-        self._build_config(standard_capabilities() if capabilities is None else capabilities)
+        self.config = make_config(standard_capabilities() if capabilities is None else capabilities)
         self._virtio_reset()
 
     @property
@@ -97,9 +80,7 @@ class FakeVfio:
 
     def mmap(self, length, offset):
         self.events.append(("mmap", offset & (1 << REGION_SHIFT) - 1, length))
-        self.pages.append(
-            mmap.mmap(self.memory, length, offset=offset & (1 << REGION_SHIFT) - 1)
-        )
+        self.pages.append(mmap.mmap(self.memory, length, offset=offset & (1 << REGION_SHIFT) - 1))
         return self.pages[-1]
 
     def notified(self, offset):
@@ -182,8 +163,8 @@ class FakeVfio:
 
     def _bar_read(self, region, offset, width):
         assert region == 4
-        if COMMON <= offset < COMMON + 0x38:
-            return self._common_read(offset - COMMON, width).to_bytes(width, "little")
+        if offset < 0x38:
+            return self._common_read(offset, width).to_bytes(width, "little")
         if DEVICE <= offset < DEVICE + len(NET_CONFIG):
             if NET_FIELDS.get(offset - DEVICE) != width:
                 self.violations.append(f"{width}-byte read of net config at {offset - DEVICE}")
@@ -208,7 +189,7 @@ class FakeVfio:
         if offset >= NOTIFY:
             os.pwrite(self.memory, value.to_bytes(width, "little"), offset)
             return
-        name = self._field(offset - COMMON, width, "write")
+        name = self._field(offset, width, "write")
         self._check_write(name, value)
         if name == "device_status":
             self._write_status(value)
@@ -279,19 +260,6 @@ class FakeVfio:
             self.violations.append(f"write to {known[1]}")
         return known[1]
 
-    # --- PCI configuration space ------------------------------------------------------------
-
-    def _build_config(self, capabilities):
-        struct.pack_into("<HHHH", self.config, 0, 0x1AF4, 0x1041, 2, 0x10)
-        struct.pack_into("<I", self.config, 0x10, 0xC001)  # BAR 0: I/O ports
-        struct.pack_into("<II", self.config, 0x20, 0xFE00000C, 0)  # BAR 4: 64-bit memory
-        position, link = 0x40, 0x34
-        for body in capabilities:
-            self.config[link] = position
-            self.config[position] = 0x09
-            self.config[position + 2 : position + 2 + len(body)] = body
-            link, position = position + 1, position + (2 + len(body) + 3 & ~3)
-
 
 class FakeIommu(Iommu):
     """Hands out a FakeVfio and keeps no memory."""
@@ -314,22 +282,3 @@ class FakeIommu(Iommu):
 
     def unmap(self, iova, size):
         raise AssertionError("no memory here")
-
-
-def make_sysfs(root, bdf=BDF, *, vendor=0x1AF4, device=0x1041, kind=0x020000,
-               driver="vfio-pci", group=7):
-    """A PCI function in a made-up /sys under `root`."""
-    path = root / "bus/pci/devices" / bdf
-    path.mkdir(parents=True)
-    for name, value in (("vendor", vendor), ("device", device), ("class", kind)):
-        (path / name).write_text(f"{value:#06x}\n")
-    if driver is not None:
-        target = root / "bus/pci/drivers" / driver
-        target.mkdir(parents=True, exist_ok=True)
-        (path / "driver").symlink_to(target)
-    if group is not None:
-        target = root / "kernel/iommu_groups" / str(group)
-        (target / "devices").mkdir(parents=True, exist_ok=True)
-        (target / "devices" / bdf).symlink_to(path)
-        (path / "iommu_group").symlink_to(target)
-    return path

@@ -167,8 +167,8 @@ class TestTraffic:
             for transport in (sender, receiver):
                 negotiate(transport, VERSION_1 | ACCESS_PLATFORM)
             inbox, outbox = Queue(receiver, 0), Queue(sender, 1)
-            for transport in (sender, receiver):
-                transport.add_status(4)
+            sender.add_status(4)
+            receiver.add_status(4)
             inbox.post(2048, 2)
             frame = bytes(12) + b"\xff" * 6 + bytes.fromhex("525400000001 88b5") + bytes(range(46))
             outbox.post(len(frame), 0, frame)
