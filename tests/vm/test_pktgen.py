@@ -24,6 +24,7 @@ NIC, PEER = "0000:00:04.0", "0000:00:05.0"
 SIZES = [60, 128, 129, 1514, 4084, 4085, 9014, 65535]
 BUFFERS = [1, 1, 1, 1, 1, 2, 3, 17]
 DOOR = "/mnt/project/tools/pktgen"
+RCVBUF_FORCE = 33  # SO_RCVBUFFORCE: all frames wait at once, more than an ordinary socket holds
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_the_kernel_receives_what_tx_sends(eth: str) -> None:
     """The frames as a foreign driver sees them: addresses, type, length, numbers in order."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE)) as peer:
         peer.bind((eth, ETHERTYPE))
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        peer.setsockopt(socket.SOL_SOCKET, RCVBUF_FORCE, 1 << 22)
         peer.settimeout(20)
         words = ("--count", "200", "--size", "60,1514", "--dst", "52:54:00:00:00:02")
         status, figures = pktgen("tx", NIC, *words)
