@@ -256,7 +256,9 @@ cdef int rx_receive(RxRing *rx, Store *store, uint32_t want, uint32_t pending) n
     store.nframes = n
     rx.stats.frames += n
     rx.stats.buffers += taken
-    return rx.broken if rx.broken and n == 0 else n
+    if rx.broken and n == 0:
+        return rx.broken
+    return n
 
 
 cdef uint32_t _receive_one(RxRing *rx, Store *store, uint32_t n, uint16_t first,
@@ -391,7 +393,9 @@ cdef int tx_reclaim(TxRing *tx) noexcept:
     tx.free_tail = tail
     tx.vq.used_next += done
     tx.stats.reclaimed += done
-    return tx.broken if tx.broken else done
+    if tx.broken:  # no conditional expression: its type would be the unsigned one of `done`
+        return tx.broken
+    return done
 
 
 cdef inline uint16_t _take_id(TxRing *tx) noexcept nogil:
