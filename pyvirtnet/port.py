@@ -111,6 +111,7 @@ class Port:
         self.name = transport.name
         self.queues: list[QueuePair] = []
         self._past: list[dict[str, int]] = []  # counters of queues that are no more
+        self._sizes: list[int] = []  # of the rings that the memory was allocated for
         self._memory: dma.Region | None = None
         self._pool: PagePool | None = None
         self._bells: dict[int, Doorbell] = {}
@@ -301,9 +302,10 @@ class Port:
 
     def _set_up_queues(self) -> None:
         """Step 7: memory for rings and pages, rings empty, the device told where they are."""
-        sizes = self._sizes = [self._queue_size(index) for index in (0, 1)]
-        if self._memory is None or self._pool is None:
+        before, sizes = self._sizes, [self._queue_size(index) for index in (0, 1)]
+        if self._memory is None or self._pool is None or sizes != before:
             self._memory, self._pool = self._allocate(sizes)
+        self._sizes = sizes
         offsets = (0, ring_bytes(sizes[0]))
         queue = QueuePair(
             self.name,
@@ -326,7 +328,7 @@ class Port:
         )
 
     def _allocate(self, sizes: Sequence[int]) -> tuple[dma.Region, PagePool]:
-        """One region: both rings, then head slots and pages. It stays for the port's life."""
+        """One region: both rings, then head slots and pages. It stays while the sizes do."""
         pages = self._pages if self._pages is not None else PAGES_PER_ENTRY * sizes[0]
         if pages < 1:
             raise ValueError(f"a port needs at least one page, not {pages}")

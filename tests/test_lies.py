@@ -170,6 +170,19 @@ def test_a_broken_transmit_queue_lets_the_receive_queue_work(nic):
     nic.port.reset()
 
 
+def test_a_ring_that_grew_at_a_reset(make_nic):
+    """The memory was made for rings of 16; the device offers 1024 the next time."""
+    nic = make_nic(queue_sizes=(16, 16))
+    nic.device.deliver(frame(65000))
+    burst = nic.port.recv_burst(1)
+    nic.device._queue_sizes = (1024, 1024)
+    nic.port.reset()
+    assert bytes(burst[0]) == frame(65000)
+    nic.pass_through([frame(65535, i) for i in range(100)] + frames(3000))
+    assert bytes(burst[0]) == frame(65000)
+    assert nic.port.send_burst(frames(16)) == 16
+
+
 @pytest.mark.parametrize("size", [3, 48, 1000])
 def test_a_queue_size_that_is_no_power_of_two(make_nic, size):
     with pytest.raises(DeviceBroken, match=f"size {size}"):
