@@ -32,8 +32,8 @@ Sink = Callable[[bytes], object]
 class Guest:
     """Runs `command` in a guest of `machine`; the context's end ends QEMU.
 
-    `pump()` until `status` is not None. The time-out counts from the command's start. A guest that hung or died has status 124, and `failure`
-    says how it ended.
+    `pump()` until `status` is not None. The time-out counts from the command's start. A guest
+    that hung or died has status 124, and `failure` says how it ended.
     """
 
     def __init__(

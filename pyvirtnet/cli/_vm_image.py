@@ -165,7 +165,7 @@ def _debootstrap(recipe: Path, root: Path, stage: Callable[[str], None]) -> None
         assert process.stdout is not None
         for line in process.stdout:
             printed.append(line.rstrip())
-            if line.startswith("I: "):  # what mmdebstrap is at
+            if line.startswith("I: ") and "--" not in line:  # what mmdebstrap is at
                 stage(f"  {line[3:].rstrip()}")
     if process.returncode:
         raise Error(
