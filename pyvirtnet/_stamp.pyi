@@ -1,5 +1,7 @@
 """Test frames: sequence numbers and checksums."""
 
+from typing import final
+
 from ._burst import Burst, TxBurst
 
 ETHERTYPE: int
@@ -9,6 +11,7 @@ STREAM: int
 def stamp(burst: TxBurst, first: int) -> None: ...
 def in_flight(burst: Burst) -> int: ...
 
+@final
 class Checker:
     def __init__(self, first: int | None = None) -> None: ...
     def check(self, burst: Burst) -> int: ...

@@ -148,9 +148,9 @@ def stamp(TxBurst burst not None, uint64_t first):
 def in_flight(Burst burst not None):
     """How many sends of frames of `burst`, or of bursts it shares memory with, are not reclaimed.
 
-    At 0 its rows can be written again.
+    At 0 its rows can be written again. A burst of no frames has none in flight.
     """
-    return burst.store.refs - 1
+    return burst.store.refs - 1 if burst.count else 0
 
 
 # ---- receiving ---------------------------------------------------------------------------------
@@ -185,6 +185,7 @@ cdef int _verify(const Store *store, uint32_t frame, uint64_t *sequence) noexcep
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class Checker:
     """Verifies the frames of one stream and counts what became of them.
 

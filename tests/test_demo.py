@@ -189,6 +189,7 @@ def test_ctrl_c_ends_the_guest(guest: type[Puppet], capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.skipif(NO_QEMU, reason="there is no qemu-system-x86_64 here")
+@pytest.mark.timeout(900)  # the first one builds the image
 def test_the_real_one() -> None:
     """All eight sizes in a real guest, with less traffic than a user sees."""
     code = "import sys; from pyvirtnet.cli import demo; demo.SECONDS = 0.5; sys.exit(demo.main())"

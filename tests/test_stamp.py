@@ -1,5 +1,6 @@
 """Test frames: every damage is seen, every frame is counted once, and only rows are written."""
 
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
@@ -172,7 +173,10 @@ def test_wrong_arguments_raise(memory: Port) -> None:
             Checker(0).check(thing)  # type: ignore[arg-type]
         with pytest.raises(TypeError):
             in_flight(thing)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        pickle.dumps(Checker(0))
     assert Checker(0).check(memory.recv_burst(1)) == 0
+    assert in_flight(burst[:0]) == in_flight(TxBurst.__new__(TxBurst)) == 0
     stamp(burst[:0], 0)
     assert not burst.data.any()
 

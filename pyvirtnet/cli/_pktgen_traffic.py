@@ -18,7 +18,7 @@ from ..port import NET_HEADER, Port
 from ..spec import PAGE
 from ._pktgen_report import Report, Row, change
 
-PATIENCE = 2.0  # seconds without any progress after which a run gives up
+PATIENCE = 5.0  # seconds without any progress after which a run gives up
 LAST_CALL = 0.5  # the same, once the user has asked for the end
 WAIT = 0.05  # seconds of sleep on the receive interrupt, at the most
 SEND_MEMORY = 4 << 20  # bytes of frames to be sent, where the ring could take more
