@@ -10,6 +10,8 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,17 @@ import numpy as np
 
 def progress(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """This thread on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def count(text: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -15,7 +14,7 @@ import pyvirtnet
 
 from ..errors import Error
 from . import _bench_traffic as traffic
-from ._bench_report import count, machine, progress, seconds
+from ._bench_report import count, machine, pinned, progress, seconds
 from ._bench_testpmd import (
     SEED_BURST,
     Counters,
@@ -270,20 +269,6 @@ def unequal(mode: str, went: tuple[int, ...], device: Counters) -> str:
         if octets != frames * SIZE:
             return f"{frames} frames of {SIZE} bytes have {octets} bytes"
     return "" if received or sent else "no frame went"
-
-
-class pinned:  # noqa: N801
-    """This thread on one core, for the context."""
-
-    def __init__(self, core: int) -> None:
-        self._core = core
-
-    def __enter__(self) -> None:
-        self._before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {self._core})
-
-    def __exit__(self, *_: object) -> None:
-        os.sched_setaffinity(0, self._before)
 
 
 def lines(result: dict[str, Any]) -> list[str]:

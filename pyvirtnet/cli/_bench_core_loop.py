@@ -1,0 +1,111 @@
+"""The driver against a device that only moves indices in memory; run under callgrind by itself."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from .. import dma
+from ..port import Port
+from ..testing import NetDevice
+from ..testing._instant import InstantQueue
+from ..transport.base import Doorbell, QueueAddresses
+from ..transport.sim import SimTransport
+
+RING_SIZE = 256
+FRAME_SIZE = 60
+FRAMES = 4096  # of a round; it takes many rounds for the times, one for the instructions
+MODES = ("receive", "transmit", "forward")
+BURSTS = (1, 8, 32, 64, 256)
+Step = Callable[[], object]
+CASES = tuple((mode, burst) for mode in MODES for burst in BURSTS)
+
+
+class _Transport(SimTransport):
+    """Keeps, of each queue, a device's end that does nothing but answer."""
+
+    def __init__(self) -> None:
+        self.ends: dict[int, InstantQueue] = {}
+        super().__init__(NetDevice(queue_sizes=(RING_SIZE, RING_SIZE), fill=False))
+
+    def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
+        bell = super().setup_queue(index, addresses)  # first: the model wants to see a new ring
+        parts = (addresses.descriptors, addresses.driver, addresses.device)
+        (region,) = (r for r in dma.memory.regions() if r.iova <= parts[0] < r.iova + r.size)
+        offset = region.address - region.iova
+        table, driver, device = (part + offset for part in parts)
+        self.ends[index] = InstantQueue(table, driver, device, addresses.size, offset)
+        return bell
+
+
+class Bed:
+    """One port, and both ends of its rings."""
+
+    def __init__(self) -> None:
+        transport = _Transport()
+        self.port = Port(transport)
+        self._receive, self._transmit = transport.ends[0], transport.ends[1]
+
+    def call(self, mode: str, burst: int) -> tuple[Step, Step, Step]:
+        """What the device does before, what the driver does, what the device does after."""
+        recv, send = self.port.recv_burst, self.port.send_burst
+        deliver, finish = self._receive.deliver, self._transmit.finish
+        tx = self.port.alloc_burst(burst, FRAME_SIZE)
+
+        def arrive() -> object:
+            return deliver(burst, FRAME_SIZE)
+
+        if mode == "receive":
+            return arrive, lambda: recv(burst), _nothing
+        if mode == "transmit":
+            return _nothing, lambda: send(tx), finish
+        return arrive, lambda: send(recv(burst)), finish
+
+    def counted(self, mode: str) -> int:
+        stats = self.port.stats
+        return stats.tx_frames if mode == "transmit" else stats.rx_frames
+
+
+def nanoseconds(bed: Bed, mode: str, burst: int, frames: int) -> float:
+    """For each frame; the median burst, without the clock and an empty call."""
+    before, driver, after = bed.call(mode, burst)
+    taken, empty = [], []
+    for _ in range(max(RING_SIZE, frames // burst)):
+        before()
+        taken.append(_duration(driver))
+        after()
+        empty.append(_duration(_nothing))
+    return max(0.0, statistics.median(taken) - statistics.median(empty)) / burst
+
+
+def _nothing() -> None: ...
+
+
+def _duration(step: Step) -> int:
+    start = time.perf_counter_ns()
+    step()
+    return time.perf_counter_ns() - start
+
+
+def main() -> int:
+    """Every case once, for callgrind: os.getloadavg() parts them, a round of each to warm up."""
+    bed = Bed()
+    for mode, burst in CASES:
+        for _part in ("warm", "counted"):
+            steps = bed.call(mode, burst)
+            before = bed.counted(mode)
+            os.getloadavg()
+            for _round in range(FRAMES // burst):
+                for step in steps:
+                    step()
+            os.getloadavg()
+            assert bed.counted(mode) - before == FRAMES // burst * burst, "a frame was not handled"
+    bed.port.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
