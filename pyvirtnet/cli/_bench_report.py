@@ -90,3 +90,13 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def written_page(found: dict[str, tuple[str, dict[str, Any], list[str]]]) -> str:
+    """docs/benchmarks/README.md: every judge's table, and what it was measured on."""
+    text = ["# Benchmarks", "", "Written by `tools/bench all`, which measures it all anew.", ""]
+    for name, (about, where, table) in found.items():
+        facts = ", ".join(f"{key} {value}" for key, value in where.items())
+        text += [f"## {name}", "", about.strip().partition(": ")[2].capitalize(), ""]
+        text += ["```", *table, "```", "", f"Measured with: {facts}.", ""]
+    return "\n".join(text)

@@ -8,13 +8,18 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..errors import Error
+from ._bench_report import progress, written_page
+from ._vm_image import project
 
 FAILED = 1
-JUDGES = ("vs-dpdk",)
+JUDGES = ("vs-dpdk", "core", "latency", "sweep")
 _EPILOG = "exit status: 0 measured, 1 an error or unequal work, 2 wrong usage, 130 Ctrl-C"
+_ALL = "every judge with its defaults; results go to docs/benchmarks/"
 
 
 def _judge(name: str) -> ModuleType:
@@ -25,7 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tools/bench", description=__doc__, epilog=_EPILOG, allow_abbrev=False
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(JUDGES))
+    names = "|".join((*JUDGES, "all"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for name in JUDGES:
         judge = _judge(name)
         command = commands.add_parser(
@@ -33,15 +39,22 @@ def _parser() -> argparse.ArgumentParser:
         )
         judge.add_arguments(command)
         command.add_argument("--json", action="store_true", help="the result as JSON, on stdout")
+    every = commands.add_parser("all", help=_ALL, description=_ALL, allow_abbrev=False)
+    every.add_argument("--out", type=Path, metavar="DIR", help="instead of docs/benchmarks/")
+    every.add_argument("--only", action="append", choices=JUDGES, help="this one; may be repeated")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
-    judge = _judge(options.command)
     try:
+        if options.command == "all":
+            _all(parser, options.out or project() / "docs/benchmarks", options.only or JUDGES)
+            return 0
+        judge = _judge(options.command)
         result = judge.run(options)
     except Error as error:
         print(f"tools/bench: {error}", file=sys.stderr)
@@ -50,6 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     print(json.dumps(result) if options.json else "\n".join(judge.lines(result)))
     return 0
+
+
+def _all(parser: argparse.ArgumentParser, folder: Path, names: Sequence[str]) -> None:
+    """Each judge's result into FOLDER/NAME.json; then the page, of all results that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    more = {"core": ["--callgrind"], "sweep": ["--out", str(folder)]}
+    for name in names:
+        progress(f"tools/bench {name}")
+        result = _judge(name).run(parser.parse_args([name, *more.get(name, [])]))
+        (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    found: dict[str, Any] = {}
+    for name in JUDGES:
+        if (folder / f"{name}.json").exists():
+            result = json.loads((folder / f"{name}.json").read_text())
+            found[name] = (_judge(name).__doc__, result["machine"], _judge(name).lines(result))
+    (folder / "README.md").write_text(written_page(found))
+    progress(f"written: {folder}/README.md")
 
 
 if __name__ == "__main__":
