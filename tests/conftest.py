@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from nic import Nic
+from nic import Nic, finish
 
 _failed = pytest.StashKey[bool]()
 
@@ -37,11 +37,11 @@ def make_nic(request: pytest.FixtureRequest, start_index: int) -> Iterator[Calla
         return made[-1]
 
     yield make
-    for nic in made:
-        if request.node.stash.get(_failed, False):
+    if request.node.stash.get(_failed, False):
+        for nic in made:
             nic.port.close()
-        else:
-            nic.finish()
+    else:
+        finish(*made)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nic import HEAD, HEADER, PAGE, Nic, buffers, frame, frames, run_python
+from nic import HEAD, HEADER, PAGE, Nic, buffers, finish, frame, frames, run_python
 
 SIZES = [14, 60, 127, 128, 129, 1514, 4084, 4085, 8180, 8181, 9014, 65535]
 QUEUE_SIZES = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
@@ -182,10 +182,11 @@ def test_random_merges(start):
         kept = sum(fragments(parts) for _, parts in expected)
         assert nic.held_pages == kept == sum(len(one.frags) for burst in got for one in burst)
         del burst, got
-        nic.settle()
+        nic.calm()
+        nic.check()
 
     merges()
-    nic.finish()
+    finish(nic)
 
 
 def fragments(parts):
@@ -413,6 +414,6 @@ def test_waiting_without_head_slots_ends_at_the_deadline():
         assert len(nic.port.recv_burst(1, timeout=0.05)) == 0
         kept.clear()
         assert len(nic.port.recv_burst(1, timeout=5)) == 1
-        nic.finish()
+        finish(nic)
         """
     )
