@@ -423,7 +423,7 @@ cdef object _as_bytes(item, Py_ssize_t i):
     except TypeError:
         raise TypeError(f"frame {i} is a {type(item).__name__}; frames are bytes-likes, tuples of "
                         "bytes-likes, or frames of a burst") from None
-    return item if view.contiguous else view.tobytes()
+    return item if view.c_contiguous else view.tobytes()
 
 
 cdef Store *_copy_in(PagePool pool, const uint8_t *data, uint32_t length) noexcept:

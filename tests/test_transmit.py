@@ -38,6 +38,7 @@ KINDS = {
     "numpy, every other byte": spread_out,
     "numpy, backwards": lambda data: as_numpy(data[::-1])[::-1],
     "numpy, two axes": lambda data: as_numpy(data).reshape(2, -1),
+    "numpy, transposed": lambda data: as_numpy(data).reshape(2, -1).T.copy().T,
     "numpy, words": lambda data: as_numpy(data).view(np.uint16),
     "memoryview, every other byte": lambda data: memoryview(spread_out(data)),
     "array": lambda data: array.array("B", data),
