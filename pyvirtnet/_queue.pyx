@@ -62,6 +62,7 @@ from ._split cimport (
 from .errors import DeviceBroken, PortClosed, QueueBusy
 
 MIN_FRAME = 14
+STOP_SECONDS = 2.0  # that close() waits for a call in another thread to end
 
 _LIES = {
     BROKEN_INDEX: "it claims to have used {} more buffers, more than it was given",
@@ -125,17 +126,26 @@ cdef class QueuePair:
 
     def stop(self, why):
         """No more calls. The device has been reset: what it held goes back to its holders."""
-        if not enter(&self.rx_busy):
-            raise self._busy("stopping")
-        if not enter(&self.tx_busy):
-            leave(&self.rx_busy)
-            raise self._busy("stopping")
-        self.closed = why
+        self.closed = why  # a thread that waits for frames sees it within a tenth of a second
+        end = time.monotonic() + STOP_SECONDS
+        while not enter(&self.rx_busy):
+            self._pause(end)
+        while not enter(&self.tx_busy):
+            try:
+                self._pause(end)
+            except QueueBusy:
+                leave(&self.rx_busy)
+                raise
         rx_destroy(&self.rx)
         tx_destroy(&self.tx)
         self.pool = None  # its memory lives on only if a burst does
         leave(&self.rx_busy)
         leave(&self.tx_busy)
+
+    def _pause(self, end):
+        if time.monotonic() > end:
+            raise self._busy("close()")
+        time.sleep(0.001)
 
     def abandon(self, why):
         """In a forked child: no more calls. The device goes on for the parent."""

@@ -239,9 +239,9 @@ class Port:
         """Reset the device, then let go of it. Live views stay readable. May be called twice."""
         if self._closed:
             return
+        self._take_down("the port was closed")
         self._closed = True
         _open_ports.discard(self)
-        self._take_down("the port was closed")
         self._transport.close()
         self._memory = self._pool = None
 

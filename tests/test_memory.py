@@ -1,6 +1,9 @@
 """Memory is given back: by a closed port at once, by its bursts when they go."""
 
 import gc
+import threading
+
+import pytest
 
 import pyvirtnet
 from pyvirtnet import dma
@@ -38,3 +41,24 @@ def test_a_reset_port_keeps_its_region():
         assert regions() == held
         port.send_burst([b"y" * 60])
         assert bytes(port.recv_burst(1)[0]) == b"y" * 60
+
+
+def test_close_wakes_a_thread_that_waits_for_frames():
+    port = pyvirtnet.open("sim:loopback")
+    ended = []
+
+    def wait():
+        with pytest.raises(pyvirtnet.PortClosed, match="was closed"):
+            port.recv_burst(1, timeout=None)
+        ended.append(True)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    while True:  # until the other thread is inside
+        try:
+            port.recv_burst(1)
+        except pyvirtnet.QueueBusy:
+            break
+    port.close()
+    waiter.join(5)
+    assert ended
