@@ -9,6 +9,7 @@ cimport cython
 cimport numpy as cnp
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.number cimport PyIndex_Check, PyNumber_AsSsize_t
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
@@ -31,6 +32,8 @@ cnp.import_array()
 MIN_FRAME = 14
 MAX_FRAME = 65535
 
+cdef bint _making = False  # set while this module makes a burst or a frame: nobody else may
+
 
 cdef object _view(object base, void *data, int nd, cnp.npy_intp *shape, cnp.npy_intp *strides,
                   int kind, int flags):
@@ -47,6 +50,7 @@ cdef object _bytes_view(object base, uint8_t *data, cnp.npy_intp length):
 
 
 @cython.no_gc  # no cycles: a burst refers to another burst at most
+@cython.auto_pickle(False)
 cdef class Burst:
     """Frames received or to be sent, side by side: what RxBurst and TxBurst have in common.
 
@@ -54,8 +58,9 @@ cdef class Burst:
     masks and indices select frames without copying them.
     """
 
-    def __init__(self):
-        raise TypeError(f"{type(self).__name__} objects come from a port")
+    def __cinit__(self):
+        if not _making:
+            raise TypeError(f"{type(self).__name__} objects come from a port")
 
     def __dealloc__(self):
         free(self.index)
@@ -72,8 +77,8 @@ cdef class Burst:
         cdef Py_ssize_t i
         if isinstance(key, slice):
             return self._slice(key)
-        if isinstance(key, (int, np.integer)) and not isinstance(key, (bool, np.bool_)):
-            i = key
+        if PyIndex_Check(key) and not isinstance(key, (bool, np.bool_, np.ndarray)):
+            i = PyNumber_AsSsize_t(key, IndexError)
             if i < 0:
                 i += self.count
             if not 0 <= i < self.count:
@@ -123,7 +128,10 @@ cdef class Burst:
                      cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
 
     cdef Burst _like(self):
+        global _making
+        _making = True
         cdef Burst burst = type(self).__new__(type(self))
+        _making = False
         burst.store, burst.root = self.store, self.owner()
         return burst
 
@@ -155,9 +163,10 @@ cdef class Burst:
             array = array.astype(np.intp)
         elif not np.issubdtype(array.dtype, np.integer):
             raise IndexError(f"indices must be whole numbers, not {array.dtype}")
-        picked = np.where(array < 0, array + self.count, array).astype(np.intp)
-        if picked.size and (picked.min() < 0 or picked.max() >= self.count):
+        if array.size and (int(array.min()) < -self.count or int(array.max()) >= self.count):
             raise IndexError(f"index out of range for a burst of {self.count}")
+        array = array.astype(np.intp)  # only now is there room to add
+        picked = np.where(array < 0, array + self.count, array)
         burst = self._like()
         burst.count, burst.step = picked.size, 1
         if burst.count:
@@ -181,6 +190,7 @@ cdef object _frozen(cnp.ndarray array):
 @cython.final
 @cython.no_gc
 @cython.freelist(256)
+@cython.auto_pickle(False)
 cdef class RxBurst(Burst):
     """Frames received together, from `recv_burst`. See Burst for indexing.
 
@@ -207,6 +217,7 @@ cdef class RxBurst(Burst):
 @cython.final
 @cython.no_gc
 @cython.freelist(256)
+@cython.auto_pickle(False)
 cdef class TxBurst(Burst):
     """Frames laid out in DMA memory by `alloc_burst`, to be filled and sent, as often as you like.
 
@@ -240,11 +251,13 @@ cdef class TxBurst(Burst):
 @cython.final
 @cython.no_gc
 @cython.freelist(256)
+@cython.auto_pickle(False)
 cdef class Frame:
     """One frame of a burst. It keeps the whole burst's memory."""
 
-    def __init__(self):
-        raise TypeError("frames come from a burst: burst[i]")
+    def __cinit__(self):
+        if not _making:
+            raise TypeError("frames come from a burst: burst[i]")
 
     def __len__(self):
         return self.burst.store.lengths[self.index]
@@ -293,14 +306,20 @@ cdef class Frame:
 
 
 cdef Frame _frame(Burst burst, uint32_t index):
+    global _making
+    _making = True
     cdef Frame frame = Frame.__new__(Frame)
+    _making = False
     frame.burst, frame.index = burst, index
     return frame
 
 
 cdef RxBurst new_rx_burst(Store *store):
     """The burst that holds `store`; it takes over the caller's hold."""
+    global _making
+    _making = True
     cdef RxBurst burst = RxBurst.__new__(RxBurst)
+    _making = False
     burst.store, burst.step, burst.count, burst.holds = store, 1, store.nframes, True
     return burst
 
@@ -319,7 +338,10 @@ def make_tx_burst(block, size_t address, iova, uint32_t frames, uint32_t size):
     Each frame has a row of `tx_stride(size)` bytes; its header ends and its data begin at
     byte 64 of the row.
     """
+    global _making
+    _making = True
     cdef TxBurst burst = TxBurst.__new__(TxBurst)
+    _making = False
     cdef uint32_t i
     burst.store = new_linear_store(frames)
     if burst.store == NULL:

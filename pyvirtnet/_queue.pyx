@@ -101,12 +101,14 @@ cdef class QueuePair:
     One thread at a time may receive and one may send; a second one gets `QueueBusy`.
     """
 
+    def __cinit__(self):
+        self.closed, self.irq_fd = "it was never started", -1
+
     def __init__(self, name, PagePool pool, size_t rx_memory, uint32_t rx_size, size_t tx_memory,
                  uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0):
         if self.pool is not None:
             raise RuntimeError("a queue pair is set up once")
-        self.name, self.pool, self.irq_fd = name, pool, -1
-        self.closed = "it was never started"
+        self.name, self.pool = name, pool
         self.nothing = empty_rx_burst()
         rx_create(&self.rx, &pool.pool, rx_size, <uint8_t *>rx_memory, start, mergeable)
         tx_create(&self.tx, tx_size, <uint8_t *>tx_memory, start, max_frame)
@@ -117,6 +119,8 @@ cdef class QueuePair:
 
     def start(self, rx_bell, tx_bell, int irq_fd):
         """The device is live: post the receive buffers and ring the bell (3.1.1 step 8)."""
+        if self.pool is None:
+            raise RuntimeError("a queue pair is set up before it is started")
         self.rx_call = _set_bell(&self.rx.bell, rx_bell)
         self.tx_call = _set_bell(&self.tx.bell, tx_bell)
         self.irq_fd = irq_fd
