@@ -51,7 +51,7 @@ def seconds(text: str) -> float:
 
 def compiled_with() -> dict[str, str]:
     """Compiler, Cython and Python of the extension modules in use, read out of the modules."""
-    file = importlib.import_module("pyvirtnet._ring").__file__
+    file = importlib.import_module("pyvirtnet._queue").__file__
     assert file is not None
     content = Path(file).read_bytes()
     compiler = re.search(rb"(GCC: \([^)]+\) [\d.]+|clang version [\d.]+)", content)
@@ -92,11 +92,12 @@ def _commit() -> str:
         return "unknown"
 
 
-def written_page(found: dict[str, tuple[str, dict[str, Any], list[str]]]) -> str:
+def page(found: dict[str, tuple[str, dict[str, Any], list[str]]]) -> str:
     """docs/benchmarks/README.md: every judge's table, and what it was measured on."""
     text = ["# Benchmarks", "", "Written by `tools/bench all`, which measures it all anew.", ""]
     for name, (about, where, table) in found.items():
         facts = ", ".join(f"{key} {value}" for key, value in where.items())
-        text += [f"## {name}", "", about.strip().partition(": ")[2].capitalize(), ""]
+        title = about.strip().partition(": ")[2]
+        text += [f"## {name}", "", title[:1].upper() + title[1:], ""]
         text += ["```", *table, "```", "", f"Measured with: {facts}.", ""]
     return "\n".join(text)

@@ -63,9 +63,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 progress("{mode} burst {burst} size {size} ring {ring}: {mpps}".format(**rows[-1]))
             version = device.version
     options.out.mkdir(parents=True, exist_ok=True)
-    files = [str(write_csv(rows, options.out / "sweep.csv"))]
+    files = [write_csv(rows, options.out / "sweep.csv")]
     files += plot(rows, options.out / "sweep.svg")
-    return {"rows": rows, "files": files, "machine": machine({"dpdk": version})}
+    progress(f"written: {', '.join(map(str, files))}")
+    return {
+        "rows": rows,
+        "files": [path.name for path in files],
+        "machine": machine({"dpdk": version}),
+    }
 
 
 def _rate(device: Testpmd, port: pyvirtnet.Port, point: Point, seconds: float) -> float:
@@ -96,7 +101,7 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> list[str]:
+def plot(rows: list[dict[str, Any]], path: Path) -> list[Path]:
     """The files written: none without matplotlib, which is said."""
     try:
         matplotlib = import_module("matplotlib.figure")
@@ -116,7 +121,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> list[str]:
         axis.grid(alpha=0.3)
     figure.suptitle(f"burst {BURST}, {SIZE}-byte frames, ring {RING}, where not varied")
     figure.savefig(path)
-    return [str(path)]
+    return [path]
 
 
 def lines(result: dict[str, Any]) -> list[str]:
@@ -125,4 +130,4 @@ def lines(result: dict[str, Any]) -> list[str]:
         text.append("{mode:>8} {varied:>6} {burst:5} {size:6} {ring:6}".format(**row))
         text[-1] += f" {row['mpps']:9.3f} Mpps {row['gbps']:8.3f} Gb/s"
     title = f"{'mode':>8} {'varied':>6} {'burst':>5} {'size':>6} {'ring':>6}"
-    return [title, *text, *(f"written: {name}" for name in result["files"])]
+    return [title, *text, f"Files: {', '.join(result['files'])}"]

@@ -40,13 +40,13 @@ def receive(port: Port, burst: int) -> Step:
     return step
 
 
-def forward(port: Port, burst: int) -> Step:
+def forward(port: Port, burst: int, calls: int = CALLS) -> Step:
     """Receive and send back untouched."""
     recv, send = port.recv_burst, port.send_burst
 
     def step() -> int:
         frames = 0
-        for _ in range(CALLS):
+        for _ in range(calls):
             got = recv(burst)
             if len(got):
                 frames += send(got)
@@ -55,13 +55,13 @@ def forward(port: Port, burst: int) -> Step:
     return step
 
 
-def macswap(port: Port, burst: int) -> Step:
+def macswap(port: Port, burst: int, calls: int = CALLS) -> Step:
     """Receive, swap the MAC addresses and send back."""
     recv, send = port.recv_burst, port.send_burst
 
     def step() -> int:
         frames = 0
-        for _ in range(CALLS):
+        for _ in range(calls):
             got = recv(burst)
             if len(got):
                 swap_macs(got)

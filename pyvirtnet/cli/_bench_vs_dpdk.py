@@ -14,6 +14,7 @@ import pyvirtnet
 
 from ..errors import Error
 from . import _bench_traffic as traffic
+from ._bench_proof import prove
 from ._bench_report import count, machine, pinned, progress, seconds
 from ._bench_testpmd import (
     SEED_BURST,
@@ -155,6 +156,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ours = Ours(folder / "0", options)
         enter(ours.nic)
         dpdk = Dpdk(enter(peer(folder / "1", options.ring, options.packed, options.dpdk_burst)))
+        prepare(device, ours.port)
+        prove(device, ours.nic, options.burst, SIZE)
         enter(pinned(cores()[0]))
         pairs: dict[str, list[list[float]]] = {mode: [] for mode in options.modes}
         for number in range(options.pairs):

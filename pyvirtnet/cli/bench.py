@@ -13,11 +13,21 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import Error
-from ._bench_report import progress, written_page
+from ..negotiate import SUPPORTED
+from ._bench_report import page, progress
 from ._vm_image import project
 
 FAILED = 1
 JUDGES = ("vs-dpdk", "core", "latency", "sweep")
+RUNS = {  # of `all`: the name of the result, and how it comes about
+    "vs-dpdk": ["vs-dpdk"],
+    "vs-dpdk-packed": ["vs-dpdk", "--packed"],
+    "core": ["core", "--callgrind"],
+    "latency": ["latency"],
+    "sweep": ["sweep"],
+}
+if "RING_PACKED" not in {feature.name for feature in SUPPORTED}:
+    del RUNS["vs-dpdk-packed"]
 _EPILOG = "exit status: 0 measured, 1 an error or unequal work, 2 wrong usage, 130 Ctrl-C"
 _ALL = "every judge with its defaults; results go to docs/benchmarks/"
 
@@ -41,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="the result as JSON, on stdout")
     every = commands.add_parser("all", help=_ALL, description=_ALL, allow_abbrev=False)
     every.add_argument("--out", type=Path, metavar="DIR", help="instead of docs/benchmarks/")
-    every.add_argument("--only", action="append", choices=JUDGES, help="this one; may be repeated")
+    every.add_argument(
+        "--only", action="append", choices=list(RUNS), help="this one; may be repeated"
+    )
     return parser
 
 
@@ -52,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     try:
         if options.command == "all":
-            _all(parser, options.out or project() / "docs/benchmarks", options.only or JUDGES)
+            _all(parser, options.out or project() / "docs/benchmarks", options.only or list(RUNS))
             return 0
         judge = _judge(options.command)
         result = judge.run(options)
@@ -66,20 +78,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _all(parser: argparse.ArgumentParser, folder: Path, names: Sequence[str]) -> None:
-    """Each judge's result into FOLDER/NAME.json; then the page, of all results that are there."""
+    """Each judge's result into FOLDER/NAME.json; then the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    more = {"core": ["--callgrind"], "sweep": ["--out", str(folder)]}
     for name in names:
-        progress(f"tools/bench {name}")
-        result = _judge(name).run(parser.parse_args([name, *more.get(name, [])]))
+        words = [*RUNS[name], *(["--out", str(folder)] if name == "sweep" else [])]
+        progress(f"tools/bench {' '.join(words)}")
+        result = _judge(words[0]).run(parser.parse_args(words))
         (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_page(folder)
+    progress(f"written: {folder}/README.md")
+
+
+def write_page(folder: Path) -> None:
+    """Every result that is in the folder, for people."""
     found: dict[str, Any] = {}
-    for name in JUDGES:
+    for name, words in RUNS.items():
         if (folder / f"{name}.json").exists():
             result = json.loads((folder / f"{name}.json").read_text())
-            found[name] = (_judge(name).__doc__, result["machine"], _judge(name).lines(result))
-    (folder / "README.md").write_text(written_page(found))
-    progress(f"written: {folder}/README.md")
+            judge = _judge(words[0])
+            found[name] = (judge.__doc__, result["machine"], judge.lines(result))
+    (folder / "README.md").write_text(page(found))
 
 
 if __name__ == "__main__":
