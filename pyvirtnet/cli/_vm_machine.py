@@ -44,7 +44,7 @@ class Machine:
         """Processor, memory, IOMMU and NICs; sockets of `dgram` links lie in `folder`."""
         arguments = [*self._accelerator(), "-m", str(self.memory), "-smp", str(self.cpus)]
         if self.iommu == "intel":  # first: it must exist before what it translates for
-            arguments += ["-device", "intel-iommu,intremap=on,device-iotlb=on,caching-mode=on"]
+            arguments += ["-device", "intel-iommu,intremap=on,device-iotlb=on"]
         for port in range(self.ports):
             arguments += ["-netdev", self._cable(port, folder), "-device", self._nic(port)]
         return arguments
