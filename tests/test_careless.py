@@ -1,0 +1,47 @@
+"""What a careless caller can do ends in an exception, never in a crash."""
+
+import copy
+import pickle
+
+import pytest
+
+import pyvirtnet
+from pyvirtnet._burst import Burst
+from pyvirtnet._pages import PagePool
+from pyvirtnet._queue import QueuePair
+
+
+@pytest.mark.parametrize("kind", [Burst, pyvirtnet.RxBurst, pyvirtnet.TxBurst, pyvirtnet.Frame])
+def test_objects_without_memory_cannot_be_made(kind):
+    for make in (kind, lambda: kind.__new__(kind), lambda: object.__new__(kind)):
+        with pytest.raises(TypeError):
+            make()
+
+
+@pytest.mark.parametrize("kind", [pyvirtnet.RxBurst, pyvirtnet.TxBurst, pyvirtnet.Frame])
+def test_there_are_no_subclasses(kind):
+    with pytest.raises(TypeError):
+        type("Mine", (kind,), {})
+
+
+def test_a_queue_pair_that_was_never_set_up_is_closed():
+    queue = QueuePair.__new__(QueuePair)
+    for call in (lambda: queue.recv_burst(1), lambda: queue.send_burst([bytes(60)]), queue.reclaim):
+        with pytest.raises(pyvirtnet.PortClosed):
+            call()
+    with pytest.raises(RuntimeError):
+        queue.start(None, None, -1)
+    assert queue.posted == queue.tx_pending == 0
+    pool = PagePool.__new__(PagePool)
+    with pytest.raises(RuntimeError):
+        QueuePair("x", pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
+
+
+def test_bursts_are_not_copied_behind_their_back():
+    with pyvirtnet.open("sim:loopback") as port:
+        port.send_burst([bytes(60)])
+        burst = port.recv_burst(1)
+        for value in (burst, burst[:1], burst[0], port.alloc_burst(1, 60), port.queues[0]):
+            for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError):
+                    duplicate(value)
