@@ -51,6 +51,7 @@ cdef object _bytes_view(object base, uint8_t *data, cnp.npy_intp length):
 
 @cython.no_gc  # no cycles: a burst refers to another burst at most
 @cython.auto_pickle(False)
+@cython.freelist(256)  # for both kinds below: they add nothing
 cdef class Burst:
     """Frames received or to be sent, side by side: what RxBurst and TxBurst have in common.
 
@@ -189,7 +190,6 @@ cdef object _frozen(cnp.ndarray array):
 
 @cython.final
 @cython.no_gc
-@cython.freelist(256)
 @cython.auto_pickle(False)
 cdef class RxBurst(Burst):
     """Frames received together, from `recv_burst`. See Burst for indexing.
@@ -216,7 +216,6 @@ cdef class RxBurst(Burst):
 
 @cython.final
 @cython.no_gc
-@cython.freelist(256)
 @cython.auto_pickle(False)
 cdef class TxBurst(Burst):
     """Frames laid out in DMA memory by `alloc_burst`, to be filled and sent, as often as you like.
