@@ -90,8 +90,9 @@ class Testpmd:
     """A dpdk-testpmd that forwards on one core and is commanded through its prompt."""
 
     def __init__(
-        self, core: int, main_core: int, vdevs: Sequence[str], options: Sequence[str] = ()
+        self, core: int, main_core: int, devices: Sequence[str], options: Sequence[str] = ()
     ) -> None:
+        """`devices` are EAL's options for what it drives, `options` those of testpmd itself."""
         program = shutil.which("dpdk-testpmd")
         if program is None:
             raise NoSuchDevice(
@@ -100,11 +101,10 @@ class Testpmd:
         # --in-memory leaves no files behind; pdeathsig: it must not outlive this process
         # stdbuf: answers must come before the prompt that ends them
         command = ["setpriv", "--pdeathsig", "KILL", "stdbuf", "-oL", program]
-        command += ["-v", "--no-pci", "--in-memory", "--no-telemetry"]
+        command += ["-v", "--in-memory", "--no-telemetry", *devices]
         command += ["--log-level=lib.vhost.config:warning"]
         command += ["--main-lcore", str(main_core), "-l", f"{core},{main_core}"]
         command += ["-m", str(MEMORY_MIB), "--single-file-segments"]
-        command += [f"--vdev={vdev}" for vdev in vdevs]
         command += ["--", "-i", "--nb-cores=1", f"--total-num-mbufs={MBUFS}", *options]
         self._text = ""
         self._process = subprocess.Popen(
@@ -228,13 +228,13 @@ def parse_stats(text: str) -> Counters:
 def backend(folder: Path, ports: int, options: Sequence[str] = ()) -> Testpmd:
     """The device: a net_vhost port for each socket `folder`/N."""
     driver_core, device_core = cores()
-    vdevs = [f"net_vhost{port},iface={folder / str(port)},queues=1" for port in range(ports)]
-    return Testpmd(device_core, driver_core, vdevs, options)
+    vdevs = [f"--vdev=net_vhost{port},iface={folder / str(port)},queues=1" for port in range(ports)]
+    return Testpmd(device_core, driver_core, ["--no-pci", *vdevs], options)
 
 
 def peer(socket: Path, ring_size: int, packed: bool, burst: int) -> Testpmd:
     """DPDK's own driver, virtio-user, at a device's socket."""
     driver_core, device_core = cores()
-    vdev = f"net_virtio_user0,path={socket},queues=1,queue_size={ring_size}"
+    vdev = f"--vdev=net_virtio_user0,path={socket},queues=1,queue_size={ring_size}"
     vdev += ",packed_vq=1" if packed else ""
-    return Testpmd(driver_core, device_core, [vdev], [f"--burst={burst}"])
+    return Testpmd(driver_core, device_core, ["--no-pci", vdev], [f"--burst={burst}"])

@@ -78,28 +78,29 @@ def exclusive(name: str) -> Iterator[None]:
         yield
 
 
-def image() -> Image:
-    """The image of the present recipe, built if it is not in the cache."""
-    recipe = project() / "vm-images" / "debian12"
-    folder = cache() / f"image-{_key(recipe)}"
+def image(addition: str = "") -> Image:
+    """The image of the present recipe, built if it is not in the cache. `addition` names a folder
+    of vm-images/ with more packages."""
+    recipes = [project() / "vm-images" / name for name in ("debian12", addition) if name]
+    folder = cache() / f"image-{_key(recipes)}"
     if not folder.is_dir():
         with exclusive("image"):
             if not folder.is_dir():
-                _build(recipe, folder)
+                _build(recipes, folder)
     facts = json.loads((folder / "facts.json").read_text())
     return Image(folder / "vmlinux", folder / "initrd.cpio", folder / "root.ext4", facts["python"])
 
 
-def _key(recipe: Path) -> str:
+def _key(recipes: list[Path]) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {platform.machine()}\n".encode())
-    for path in sorted(recipe.iterdir()):
+    for path in (path for recipe in recipes for path in sorted(recipe.iterdir())):
         content = path.read_bytes()
         digest.update(f"{path.name} {path.stat().st_mode & 0o111} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:16]
 
 
-def _build(recipe: Path, folder: Path) -> None:
+def _build(recipes: list[Path], folder: Path) -> None:
     start = time.monotonic()
 
     def stage(text: str) -> None:
@@ -112,9 +113,9 @@ def _build(recipe: Path, folder: Path) -> None:
     root = part / "root"
     try:
         stage(f"installing Debian {SUITE} with mmdebstrap (a minute or two)")
-        _debootstrap(recipe, root, stage)
+        _debootstrap(recipes, root, stage)
         stage("unpacking the kernel and packing the initial file system")
-        facts = _boot_files(recipe, root, part)
+        facts = _boot_files(recipes[0], root, part)
         stage("writing the root disk")
         disk = part / "root.ext4"
         mke2fs = find_program("mke2fs", "e2fsprogs")
@@ -146,10 +147,12 @@ def _words(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _debootstrap(recipe: Path, root: Path, stage: Callable[[str], None]) -> None:
+def _debootstrap(recipes: list[Path], root: Path, stage: Callable[[str], None]) -> None:
+    packages = [word for each in recipes for word in _words(each / "packages")]
+    recipe = recipes[0]
     command = [] if os.geteuid() == 0 else ["sudo"]
     command += [find_program("mmdebstrap", "mmdebstrap"), "--variant=minbase", "--mode=root"]
-    command += ["--include=" + ",".join(_words(recipe / "packages"))]
+    command += ["--include=" + ",".join(packages)]
     command += [f"--dpkgopt=path-exclude={path}" for path in _words(recipe / "exclude")]
     command += ['--aptopt=Acquire::Languages "none"', "--dpkgopt=force-unsafe-io"]
     command += [f'--customize-hook={recipe / "customize"} "$1"', SUITE, str(root)]

@@ -18,13 +18,14 @@ from ._bench_report import page, progress
 from ._vm_image import project
 
 FAILED = 1
-JUDGES = ("vs-dpdk", "core", "latency", "sweep")
+JUDGES = ("vs-dpdk", "core", "latency", "sweep", "vm")
 RUNS = {  # of `all`: the name of the result, and how it comes about
     "vs-dpdk": ["vs-dpdk"],
     "vs-dpdk-packed": ["vs-dpdk", "--packed"],
     "core": ["core", "--callgrind"],
     "latency": ["latency"],
     "sweep": ["sweep"],
+    "vm": ["vm"],
 }
 if "RING_PACKED" not in {feature.name for feature in SUPPORTED}:
     del RUNS["vs-dpdk-packed"]
