@@ -14,12 +14,15 @@ cdef class QueuePair:
     cdef readonly PagePool pool
     cdef object name
     cdef object closed              # None, or why there is no queue any more
+    cdef bint stopped               # closed because the device was reset
     cdef object rx_call, tx_call    # doorbells of devices in this process
     cdef RxBurst nothing            # the empty burst
     cdef int irq_fd                 # receive interrupt, -1 if there is none
 
     cdef RxBurst _poll(self, Py_ssize_t n)
     cdef RxBurst _receive(self, Py_ssize_t n, int pending)
+    cdef bint _let_go(self)
+    cdef int _leave(self, uint8_t *busy) except -1
     cdef int _call_rx(self) except -1
     cdef int _call_tx(self) except -1
     cdef Py_ssize_t _send_rows(self, burst) except -1

@@ -32,6 +32,7 @@ from ._ring cimport (
     BELL_CALL,
     BELL_EVENTFD,
     BELL_MMIO16,
+    BELL_NONE,
     BROKEN_COUNT,
     BROKEN_ID,
     BROKEN_INDEX,
@@ -62,7 +63,6 @@ from ._split cimport (
 from .errors import DeviceBroken, PortClosed, QueueBusy
 
 MIN_FRAME = 14
-STOP_SECONDS = 2.0  # that close() waits for a call in another thread to end
 
 _LIES = {
     BROKEN_INDEX: "it claims to have used {} more buffers, more than it was given",
@@ -129,27 +129,35 @@ cdef class QueuePair:
         self._call_rx()
 
     def stop(self, why):
-        """No more calls. The device has been reset: what it held goes back to its holders."""
-        self.closed = why  # a thread that waits for frames sees it within a tenth of a second
-        end = time.monotonic() + STOP_SECONDS
-        while not enter(&self.rx_busy):
-            self._pause(end)
-        while not enter(&self.tx_busy):
-            try:
-                self._pause(end)
-            except QueueBusy:
-                leave(&self.rx_busy)
-                raise
+        """No more calls. The device has been reset: what it held goes back to its holders.
+
+        False if a call is under way, in another thread or below on this one's stack: it ends in
+        PortClosed, soon if it waits for frames, and only then lets go of the queues' memory.
+        """
+        self.closed, self.stopped = why, True
+        self.rx.bell.kind = self.tx.bell.kind = BELL_NONE  # the doorbell goes with the device
+        self.rx.bell.due = self.tx.bell.due = 0
+        return self._let_go()
+
+    cdef bint _let_go(self):
+        if not enter(&self.rx_busy):
+            return False
+        if not enter(&self.tx_busy):
+            leave(&self.rx_busy)
+            return False
         rx_destroy(&self.rx)
         tx_destroy(&self.tx)
         self.pool = None  # its memory lives on only if a burst does
+        self.rx_call = self.tx_call = None
         leave(&self.rx_busy)
         leave(&self.tx_busy)
+        return True
 
-    def _pause(self, end):
-        if time.monotonic() > end:
-            raise self._busy("close()")
-        time.sleep(0.001)
+    cdef int _leave(self, uint8_t *busy) except -1:
+        leave(busy)
+        if self.stopped:
+            self._let_go()
+        return 0
 
     def abandon(self, why):
         """In a forked child: no more calls. The device goes on for the parent."""
@@ -173,7 +181,7 @@ cdef class QueuePair:
                 burst = self._wait(n, timeout)
             return burst
         finally:
-            leave(&self.rx_busy)
+            self._leave(&self.rx_busy)
 
     cdef RxBurst _poll(self, Py_ssize_t n):
         cdef int pending
@@ -237,7 +245,7 @@ cdef class QueuePair:
                 left = 0.1 if deadline is None else min(0.1, deadline - time.monotonic())
                 if left <= 0:
                     return burst
-                if poller.poll(left * 1000 if self.irq_fd >= 0 else 1):
+                if poller.poll(left * 1000 if self.irq_fd >= 0 else 1) and self.closed is None:
                     os.eventfd_read(self.irq_fd)
         finally:
             split_set_interrupts(&self.rx.vq, False)
@@ -263,6 +271,8 @@ cdef class QueuePair:
                     sent = self._send_rows(frames)
                 else:
                     sent = self._send_list(frames)
+                if self.closed is not None:  # since the call began
+                    raise self._gone()
             except BaseException:
                 tx_rewind(&self.tx)
                 raise
@@ -271,7 +281,7 @@ cdef class QueuePair:
                 self._call_tx()
             return sent
         finally:
-            leave(&self.tx_busy)
+            self._leave(&self.tx_busy)
 
     cdef Py_ssize_t _send_rows(self, burst) except -1:
         cdef Burst rows = burst
@@ -363,7 +373,7 @@ cdef class QueuePair:
                 raise self._gone()
             return self._reclaim()
         finally:
-            leave(&self.tx_busy)
+            self._leave(&self.tx_busy)
 
     cdef int _reclaim(self) except -1:
         cdef int count = tx_reclaim(&self.tx)

@@ -24,6 +24,7 @@ cdef enum:
     BELL_MMIO16 = 0
     BELL_EVENTFD = 1
     BELL_CALL = 2               # the Python border calls, once the books are kept
+    BELL_NONE = 3               # the device is gone
 
 cdef struct Bell:
     uint64_t target             # address or file descriptor

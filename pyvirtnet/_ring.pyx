@@ -42,7 +42,7 @@ cdef inline void _ring_bell(Bell *bell) noexcept nogil:
         mmio_store16(bell.target, bell.value)
     elif bell.kind == BELL_EVENTFD:
         eventfd_add(<int>bell.target)
-    else:
+    elif bell.kind == BELL_CALL:
         bell.due = 1
 
 

@@ -110,7 +110,7 @@ class Port:
         self._wanted = parse(()) if wanted is None else wanted
         self.name = transport.name
         self.queues: list[QueuePair] = []
-        self._past: list[dict[str, int]] = []  # counters of queues that are no more
+        self._past: list[QueuePair] = []  # stopped; kept for their counters
         self._sizes: list[int] = []  # of the rings that the memory was allocated for
         self._memory: dma.Region | None = None
         self._pool: PagePool | None = None
@@ -201,7 +201,7 @@ class Port:
     @property
     def stats(self) -> Stats:
         """The counters of all queue pairs, added up."""
-        rows = [*self._past, *(queue.counters() for queue in self.queues)]
+        rows = [queue.counters() for queue in (*self._past, *self.queues)]
         return Stats(**{f.name: sum(row[f.name] for row in rows) for f in fields(Stats)})
 
     def info(self) -> dict[str, Any]:
@@ -369,10 +369,11 @@ class Port:
         """Reset first; only then does what the device held go back to its holders (2.4)."""
         with suppress(Error):  # a device that has gone or hangs: closing it ends its access
             self._transport.reset()
-        for queue in self.queues:
-            queue.stop(why)
-            self._past.append(queue.counters())
-        self.queues = []
+        queues, self.queues = self.queues, []
+        self._past += queues
+        for queue in queues:
+            if not queue.stop(why):  # a call is under way: the next rings get memory of their own
+                self._memory = self._pool = None
 
     def _abandon(self) -> None:
         """In a forked child: the device is the parent's; only our copies of files go."""
