@@ -172,6 +172,7 @@ def send_pcapy(nic: str, size: int, seconds: float) -> dict[str, float]:
 def receive_pcapy(nic: str, size: int, _: float) -> dict[str, float]:
     meter, frames = Meter(), 0
     end = import_module("pcapy").open_live(nic, 1 << 16, 1, 10)
+    end.setnonblock(1)  # else it sleeps on a silent cable, whatever its time-out
     end.setfilter(f"ether proto {ETHERTYPE}")
 
     def count(_header: object, data: bytes) -> None:

@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for tool, size, row in phase(sizes, options.seconds):
                     _say(f"round {number + 1}: {tool} {size} bytes {row['pps']:.0f} pps")
                     rounds[-1].append((tool, size, row))
-    except Error as error:
+    except (Error, subprocess.SubprocessError) as error:
         _say(str(error))
         return 1
     print(json.dumps({"rounds": rounds, "kernel": os.uname().release}))
