@@ -83,3 +83,4 @@ cdef class PagePool:
     """Pages and head slots of one queue pair, in one DMA region."""
     cdef Pool pool
     cdef readonly object region
+    cdef size_t offset              # of the pool in its region; rings may lie in front

@@ -228,7 +228,7 @@ cdef class PagePool:
             raise ValueError("a pool needs pages, and head slots in multiples of 64")
         if offset + PagePool.bytes_needed(pages, slots) > region.size or pool.free != NULL:
             raise ValueError("the region is too small for the pool")
-        self.region = region
+        self.region, self.offset = region, offset
         pool.npages, pool.nslots, pool.max_frags = pages, slots, max_frags
         pool.slots = <uint8_t *><size_t>region.address + offset
         pool.slots_iova = region.iova + offset

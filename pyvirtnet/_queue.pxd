@@ -14,6 +14,7 @@ cdef class QueuePair:
     cdef readonly PagePool pool
     cdef object name
     cdef object closed              # None, or why there is no queue any more
+    cdef bint started
     cdef bint stopped               # closed because the device was reset
     cdef object rx_call, tx_call    # doorbells of devices in this process
     cdef RxBurst nothing            # the empty burst

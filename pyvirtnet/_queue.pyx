@@ -95,6 +95,15 @@ cdef object _set_bell(Bell *bell, doorbell):
     return None
 
 
+cdef uint8_t *_ring_memory(PagePool pool, size_t offset, uint32_t size) except NULL:
+    """Memory for a ring in front of the pool's slots and pages, in the same region."""
+    if size < 2 or size & (size - 1) or size > 32768:
+        raise ValueError(f"a split ring has a power of two of entries from 2 to 32768, not {size}")
+    if offset % 128 or offset + split_bytes(size) > pool.offset:
+        raise ValueError(f"there is no room for a ring at offset {offset}")
+    return <uint8_t *><size_t>pool.region.address + offset
+
+
 cdef class QueuePair:
     """A receive queue and a transmit queue, and the pages both use.
 
@@ -104,14 +113,16 @@ cdef class QueuePair:
     def __cinit__(self):
         self.closed, self.irq_fd = "it was never started", -1
 
-    def __init__(self, name, PagePool pool, size_t rx_memory, uint32_t rx_size, size_t tx_memory,
-                 uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0):
-        if self.pool is not None:
-            raise RuntimeError("a queue pair is set up once")
-        self.name, self.pool = name, pool
+    def __init__(self, name, PagePool pool not None, size_t rx_offset, uint32_t rx_size,
+                 size_t tx_offset, uint32_t tx_size, *, bint mergeable, uint32_t max_frame,
+                 uint16_t start=0):
+        if self.name is not None or pool.region is None:
+            raise RuntimeError("a queue pair is set up once, on a pool that is set up")
         self.nothing = empty_rx_burst()
-        rx_create(&self.rx, &pool.pool, rx_size, <uint8_t *>rx_memory, start, mergeable)
-        tx_create(&self.tx, tx_size, <uint8_t *>tx_memory, start, max_frame)
+        rx_create(&self.rx, &pool.pool, rx_size, _ring_memory(pool, rx_offset, rx_size), start,
+                  mergeable)
+        tx_create(&self.tx, tx_size, _ring_memory(pool, tx_offset, tx_size), start, max_frame)
+        self.name, self.pool = name, pool
 
     def __dealloc__(self):
         rx_destroy(&self.rx)
@@ -119,8 +130,9 @@ cdef class QueuePair:
 
     def start(self, rx_bell, tx_bell, int irq_fd):
         """The device is live: post the receive buffers and ring the bell (3.1.1 step 8)."""
-        if self.pool is None:
-            raise RuntimeError("a queue pair is set up before it is started")
+        if self.pool is None or self.started:
+            raise RuntimeError("a queue pair is started once, after it was set up")
+        self.started = True
         self.rx_call = _set_bell(&self.rx.bell, rx_bell)
         self.tx_call = _set_bell(&self.tx.bell, tx_bell)
         self.irq_fd = irq_fd

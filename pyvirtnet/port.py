@@ -310,9 +310,9 @@ class Port:
         queue = QueuePair(
             self.name,
             self._pool,
-            self._memory.address + offsets[0],
+            offsets[0],
             sizes[0],
-            self._memory.address + offsets[1],
+            offsets[1],
             sizes[1],
             mergeable=Feature.MRG_RXBUF in self._features.negotiated,
             max_frame=self._max_frame,

@@ -37,6 +37,21 @@ def test_a_queue_pair_that_was_never_set_up_is_closed():
         QueuePair("x", pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
 
 
+@pytest.mark.parametrize(("offset", "size"), [(64, 2), (1 << 20, 2), (0, 3), (0, 1), (0, 1 << 16)])
+def test_rings_lie_in_front_of_the_pool(offset, size):
+    with pyvirtnet.open("sim:loopback") as port, pytest.raises(ValueError):
+        QueuePair("x", port.queues[0].pool, 0, 2, offset, size, mergeable=True, max_frame=1514)
+
+
+def test_a_queue_pair_is_set_up_and_started_once():
+    with pyvirtnet.open("sim:loopback") as port:
+        queue = port.queues[0]
+        with pytest.raises(RuntimeError):
+            queue.__init__("x", queue.pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
+        with pytest.raises(RuntimeError):
+            queue.start(None, None, -1)
+
+
 def test_bursts_are_not_copied_behind_their_back():
     with pyvirtnet.open("sim:loopback") as port:
         port.send_burst([bytes(60)])
