@@ -15,12 +15,15 @@ import mmap
 import os
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
+from threading import Lock
 
 from .errors import OutOfMemory
 
 HUGE_PAGE = 2 << 20
 SMALL_PAGE = mmap.PAGESIZE
+PHYSICAL = os.sysconf("SC_PHYS_PAGES") * SMALL_PAGE  # bytes of memory that the machine has
 FIRST_IOVA = 4 << 30  # above the reserved MSI window, below the 39 bits of a small IOMMU
 _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _MAP_FIXED = 0x10
@@ -90,6 +93,7 @@ class Memory:
         self._regions: weakref.WeakSet[Region] = weakref.WeakSet()
         self._mappers: list[Mapper] = []
         self._next_iova = FIRST_IOVA
+        self._lock = Lock()  # of _next_iova
 
     def allocate(self, size: int) -> Region:
         """A zeroed region of at least `size` bytes, mapped for every attached device.
@@ -135,7 +139,7 @@ class Memory:
 
     def forget(self) -> None:
         """In a forked child: no mapper is ours, and every region becomes a private copy."""
-        self._mappers = []
+        self._mappers, self._lock = [], Lock()
         for region in self.regions():
             region.final.detach()
             region.become_private()
@@ -143,27 +147,36 @@ class Memory:
         self._regions = weakref.WeakSet()
 
     def _create(self, size: int) -> Region:
+        if size > PHYSICAL:  # populating it would not fail: the kernel would kill processes
+            raise self._out_of_memory(size, f"the machine has {PHYSICAL >> 10} KiB")
+        iova = self._reserve(size)
         for page_size, flags in ((HUGE_PAGE, os.MFD_HUGETLB), (SMALL_PAGE, 0)):
             rounded = -(-size // page_size) * page_size
             fd = None
             try:
                 fd = os.memfd_create("pyvirtnet", os.MFD_CLOEXEC | flags)
                 os.ftruncate(fd, rounded)
-                iova = self._next_iova
-                region = Region(fd, rounded, page_size, iova)
+                return Region(fd, rounded, page_size, iova)
             except OSError as error:
                 if fd is not None:
                     os.close(fd)
                 if flags == 0:
-                    raise OutOfMemory(
-                        f"cannot allocate {rounded >> 10} KiB of DMA memory",
-                        error.strerror or str(error),
-                        "free memory, or open the port with fewer pages= or a smaller ring_size=",
-                    ) from error
-                continue
-            self._next_iova += -(-rounded // HUGE_PAGE) * HUGE_PAGE
-            return region
+                    raise self._out_of_memory(size, error.strerror or str(error)) from error
         raise AssertionError("unreachable")
+
+    def _reserve(self, size: int) -> int:
+        """Bus addresses for a region, never used before: a device that is late finds nothing."""
+        with self._lock:
+            iova = self._next_iova
+            self._next_iova += -(-size // HUGE_PAGE) * HUGE_PAGE
+        return iova
+
+    def _out_of_memory(self, size: int, why: str) -> OutOfMemory:
+        return OutOfMemory(
+            f"cannot allocate {-(-size // 1024)} KiB of DMA memory",
+            why,
+            "free memory, or ask for less: pages= and ring_size= of a port, frames of a burst",
+        )
 
     def _release(self, fd: int, iova: int, size: int) -> None:
         for mapper in self._mappers:
@@ -194,33 +207,61 @@ class Arena:
     def __init__(self, source: Memory) -> None:
         self._source = source
         self._gaps: dict[Region, list[tuple[int, int]]] = {}  # (offset, size), by offset
+        self._returned: deque[tuple[Region, int, int]] = deque()
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: the thread that may have held the lock is not here."""
+        self._lock = Lock()
 
     def take(self, size: int) -> Block:
         """`size` bytes on a cache line of their own."""
         size = -(-size // self.LINE) * self.LINE
+        with self._lock:
+            self._merge_returned()
+            region, offset = self._find(size) or self._grow(size)
+        return Block(self, region, offset, size)
+
+    def give(self, region: Region, offset: int, size: int) -> None:
+        """Called by finalisers, and so in the middle of anything: of `take` in this thread too."""
+        self._returned.append((region, offset, size))
+        if self._lock.acquire(blocking=False):  # else whoever takes next sees to it
+            try:
+                self._merge_returned()
+            finally:
+                self._lock.release()
+
+    def _find(self, size: int) -> tuple[Region, int] | None:
         for region, gaps in self._gaps.items():
             for i, (offset, length) in enumerate(gaps):
                 if length >= size:
                     gaps[i : i + 1] = [(offset + size, length - size)] if length > size else []
-                    return Block(self, region, offset, size)
+                    return region, offset
+        return None
+
+    def _grow(self, size: int) -> tuple[Region, int]:
         region = self._source.allocate(max(size, self.REGION))
         self._gaps[region] = [(size, region.size - size)] if region.size > size else []
-        return Block(self, region, 0, size)
+        return region, 0
 
-    def give(self, region: Region, offset: int, size: int) -> None:
-        gaps = self._gaps[region]
-        gaps.append((offset, size))
-        gaps.sort()
-        merged = gaps[:1]
-        for start, length in gaps[1:]:
-            last, before = merged[-1]
-            if last + before == start:
-                merged[-1] = (last, before + length)
-            else:
-                merged.append((start, length))
-        self._gaps[region] = merged
-        if merged == [(0, region.size)] and len(self._gaps) > 1:
-            del self._gaps[region]
+    def _merge_returned(self) -> None:
+        while self._returned:
+            region, offset, size = self._returned.popleft()
+            gaps = self._gaps[region] = _merged([*self._gaps[region], (offset, size)])
+            if gaps == [(0, region.size)] and len(self._gaps) > 1:
+                del self._gaps[region]
+
+
+def _merged(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Gaps by offset, those that touch joined."""
+    merged: list[tuple[int, int]] = []
+    for offset, size in sorted(gaps):
+        if merged and sum(merged[-1]) == offset:
+            start, before = merged[-1]
+            merged[-1] = (start, before + size)
+        else:
+            merged.append((offset, size))
+    return merged
 
 
 memory = Memory()
@@ -228,3 +269,4 @@ arena = Arena(memory)
 
 
 os.register_at_fork(after_in_child=memory.forget)
+os.register_at_fork(after_in_child=arena.forget)
