@@ -48,7 +48,7 @@ def parse(switches: Iterable[str]) -> frozenset[Feature]:
     """What is wanted after `switches` such as "-mrg_rxbuf"; a bare name wants it (as it is)."""
     wanted = set(SUPPORTED)
     for switch in switches:
-        name = switch.lstrip("+-").upper()
+        name = (switch[1:] if switch[:1] in ("+", "-") else switch).upper()
         if name not in Feature.__members__:
             known = ", ".join(sorted(feature.name.lower() for feature in SUPPORTED))
             raise ValueError(f"there is no virtio-net feature {switch!r}; known here: {known}")
@@ -59,6 +59,8 @@ def parse(switches: Iterable[str]) -> frozenset[Feature]:
             wanted.discard(feature)
         elif feature not in SUPPORTED:
             raise FeatureMissing(f"no feature {name.lower()}", "this driver does not have it yet")
+        else:
+            wanted.add(feature)
     return frozenset(wanted)
 
 
