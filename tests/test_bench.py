@@ -15,7 +15,7 @@ import pytest
 
 import pyvirtnet
 from pyvirtnet import Port
-from pyvirtnet.cli import _bench_testpmd, _bench_traffic, bench
+from pyvirtnet.cli import _bench_sweep, _bench_testpmd, _bench_traffic, _bench_vm, bench
 from pyvirtnet.cli._bench_core import growth
 from pyvirtnet.cli._bench_latency import percentiles
 from pyvirtnet.cli._bench_report import compiled_with
@@ -138,6 +138,7 @@ def test_without_dpdk_it_says_what_to_install(
         ["vs-dpdk", "--pairs", "0"],
         ["vs-dpdk", "--seconds", "-1"],
         ["latency", "--runs", "x"],
+        ["vm", "--sizes", "59"],
         [],
     ],
 )
@@ -294,6 +295,36 @@ def test_percentiles() -> None:
         "p99_us": 991.0,
         "p99.9_us": 1000.0,
     }
+
+
+# ---- sweep and vm
+
+
+def test_without_matplotlib_there_is_a_plain_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert _bench_sweep.plot([], tmp_path / "sweep.svg") == []
+    assert "pip install 'pyvirtnet[plot]'" in capsys.readouterr().err
+
+
+def went(pps: float) -> dict[str, float]:
+    return {"sent": 100, "received": 90, "pps": pps}
+
+
+def test_rounds_in_the_guest_become_medians() -> None:
+    rounds = [
+        [["pyvirtnet", 60, went(300.0)], ["dpdk", 60, went(100.0)]],
+        [["dpdk", 60, went(300.0)], ["pyvirtnet", 60, went(150.0)]],
+        [["pyvirtnet", 60, went(200.0)], ["dpdk", 60, went(200.0)]],
+    ]
+    ours, theirs = _bench_vm.rows(rounds, [60])
+    assert (ours["tool"], ours["pps"], ours["ratio"]) == ("pyvirtnet", 200, 1.0)
+    assert (theirs["tool"], theirs["pps"], theirs["ratio"]) == ("dpdk", 200, 1.0)
+    assert theirs["rounds"] == [100, 300, 200]
+    assert (theirs["sent"], theirs["received"]) == (300, 270)
+    assert "10.0%" in _bench_vm.lines({"rows": [ours, theirs]})[1]
 
 
 # ---- DPDK's testpmd
