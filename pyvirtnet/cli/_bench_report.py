@@ -22,6 +22,13 @@ def progress(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
+def warn_if_busy() -> None:
+    """Driver and device take turns where others want their cores, a ring full at a time."""
+    load = os.getloadavg()[0]
+    if load > len(os.sched_getaffinity(0)) / 2:
+        progress(f"this machine is busy (load {load:.1f}): the figures will say little")
+
+
 @contextmanager
 def pinned(core: int) -> Iterator[None]:
     """This thread on one core."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import Error
 from ..negotiate import SUPPORTED
-from ._bench_report import page, progress
+from ._bench_report import page, progress, warn_if_busy
 from ._vm_image import project
 
 FAILED = 1
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    warn_if_busy()
     try:
         if options.command == "all":
             _all(parser, options.out or project() / "docs/benchmarks", options.only or list(RUNS))
