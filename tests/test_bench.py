@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -100,24 +101,22 @@ def test_sweep_writes_a_row_for_every_point(tmp_path: Path) -> None:
 
 @needs_dpdk
 def test_ctrl_c_ends_the_processes_too() -> None:
-    command = [*BENCH, "vs-dpdk", "--seconds", "60", "--modes", "rx"]
-    with subprocess.Popen([*command], stderr=subprocess.PIPE, text=True) as process:
+    command = [*BENCH, "vs-dpdk", "--seconds", "0.1", "--pairs", "100000", "--modes", "rx"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            children = _children_once_started(process.pid)
+            assert process.stderr is not None
+            assert any("pair 1 of" in line for line in process.stderr)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            assert len(children) == 2
+            ends = [os.pidfd_open(int(pid)) for pid in children]
             process.send_signal(signal.SIGINT)
+            process.stderr.read()
             assert process.wait(30) == 128 + signal.SIGINT
         finally:
             process.kill()
-    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
-
-
-def _children_once_started(pid: int) -> list[str]:
-    """Two testpmds, seen as soon as the second is there."""
-    children: list[str] = []
-    while len(children) < 2:
-        assert Path(f"/proc/{pid}").exists(), "the tool ended by itself"
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return children
+    for end in ends:
+        assert select.select([end], [], [], 10)[0], "a testpmd outlives the tool"
+        os.close(end)
 
 
 def test_without_dpdk_it_says_what_to_install(
