@@ -13,14 +13,20 @@ cdef class QueuePair:
     cdef uint8_t rx_busy, tx_busy
     cdef readonly PagePool pool
     cdef object name
-    cdef object closed              # None, or why there is no queue any more
-    cdef bint started
+    cdef object closed              # None, or why there is no queue now: an Error
     cdef bint stopped               # closed because the device was reset
+    cdef bint away                  # closed, yet calls find nothing instead of raising
+    cdef object look                # called now and then while nothing moves: is the device there?
+    cdef uint32_t idle_calls
+    cdef double looked              # when
     cdef object rx_call, tx_call    # doorbells of devices in this process
     cdef RxBurst nothing            # the empty burst
     cdef int irq_fd                 # receive interrupt, -1 if there is none
 
     cdef RxBurst _poll(self, Py_ssize_t n)
+    cdef RxBurst _slice(self, Py_ssize_t n, double seconds)
+    cdef int _idle(self) except -1
+    cdef Py_ssize_t _send(self, frames) except -1
     cdef RxBurst _receive(self, Py_ssize_t n, int pending)
     cdef bint _let_go(self)
     cdef int _leave(self, uint8_t *busy) except -1

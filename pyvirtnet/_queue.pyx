@@ -45,6 +45,7 @@ from ._ring cimport (
     rx_pending,
     rx_receive,
     rx_refill,
+    rx_waiting,
     tx_create,
     tx_destroy,
     tx_publish,
@@ -63,6 +64,10 @@ from ._split cimport (
 from .errors import DeviceBroken, PortClosed, QueueBusy
 
 MIN_FRAME = 14
+LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
+
+cdef enum:
+    CALLS_PER_CLOCK = 64        # idle calls between looks at the clock
 
 _LIES = {
     BROKEN_INDEX: "it claims to have used {} more buffers, more than it was given",
@@ -107,22 +112,33 @@ cdef uint8_t *_ring_memory(PagePool pool, size_t offset, uint32_t size) except N
 cdef class QueuePair:
     """A receive queue and a transmit queue, and the pages both use.
 
-    One thread at a time may receive and one may send; a second one gets `QueueBusy`.
+    One thread at a time may receive and one may send; a second one gets `QueueBusy`. While nothing
+    moves, `look` is called now and then; it may stop the pair, or start it anew.
     """
 
     def __cinit__(self):
-        self.closed, self.irq_fd = "it was never started", -1
+        self.closed = PortClosed("a queue pair is closed", "it was never started")
+        self.irq_fd = -1
 
-    def __init__(self, name, PagePool pool not None, size_t rx_offset, uint32_t rx_size,
-                 size_t tx_offset, uint32_t tx_size, *, bint mergeable, uint32_t max_frame,
-                 uint16_t start=0):
-        if self.name is not None or pool.region is None:
-            raise RuntimeError("a queue pair is set up once, on a pool that is set up")
+    def __init__(self, name, look):
+        self.name, self.look = name, look
         self.nothing = empty_rx_burst()
-        rx_create(&self.rx, &pool.pool, rx_size, _ring_memory(pool, rx_offset, rx_size), start,
-                  mergeable)
-        tx_create(&self.tx, tx_size, _ring_memory(pool, tx_offset, tx_size), start, max_frame)
-        self.name, self.pool = name, pool
+
+    def set_up(self, PagePool pool not None, size_t rx_offset, uint32_t rx_size, size_t tx_offset,
+               uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0):
+        """Two empty rings; the pair was stopped, or was never started. Counters go on."""
+        cdef uint8_t *rx_memory
+        cdef uint8_t *tx_memory
+        if self.closed is None or self.nothing is None or pool.region is None:
+            raise RuntimeError("a queue pair is stopped, and its pool set up, before it is set up")
+        rx_memory = _ring_memory(pool, rx_offset, rx_size)
+        tx_memory = _ring_memory(pool, tx_offset, tx_size)
+        if not self._let_go():
+            raise self._busy("setting up")
+        self.stopped = False
+        self.pool = pool
+        rx_create(&self.rx, &pool.pool, rx_size, rx_memory, start, mergeable)
+        tx_create(&self.tx, tx_size, tx_memory, start, max_frame)
 
     def __dealloc__(self):
         rx_destroy(&self.rx)
@@ -130,13 +146,12 @@ cdef class QueuePair:
 
     def start(self, rx_bell, tx_bell, int irq_fd):
         """The device is live: post the receive buffers and ring the bell (3.1.1 step 8)."""
-        if self.pool is None or self.started:
-            raise RuntimeError("a queue pair is started once, after it was set up")
-        self.started = True
+        if self.pool is None or self.closed is None:
+            raise RuntimeError("a queue pair is set up before it is started")
         self.rx_call = _set_bell(&self.rx.bell, rx_bell)
         self.tx_call = _set_bell(&self.tx.bell, tx_bell)
         self.irq_fd = irq_fd
-        self.closed = None
+        self.closed, self.away = None, False
         rx_refill(&self.rx, True)
         self._call_rx()
 
@@ -144,12 +159,24 @@ cdef class QueuePair:
         """No more calls. The device has been reset: what it held goes back to its holders.
 
         False if a call is under way, in another thread or below on this one's stack: it ends in
-        PortClosed, soon if it waits for frames, and only then lets go of the queues' memory.
+        `why`, soon if it waits for frames, and only then lets go of the queues' memory.
         """
-        self.closed, self.stopped = why, True
+        self.closed, self.away, self.stopped = why, False, True
         self.rx.bell.kind = self.tx.bell.kind = BELL_NONE  # the doorbell goes with the device
         self.rx.bell.due = self.tx.bell.due = 0
         return self._let_go()
+
+    def pause(self, why):
+        """As `stop`, but until it is set up again, calls find nothing instead of raising.
+
+        False, and nothing has changed, if a call is under way.
+        """
+        before = self.closed
+        self.closed, self.away = why, True
+        if self._let_go():
+            return True
+        self.closed, self.away = before, False
+        return False
 
     cdef bint _let_go(self):
         if not enter(&self.rx_busy):
@@ -157,6 +184,10 @@ cdef class QueuePair:
         if not enter(&self.tx_busy):
             leave(&self.rx_busy)
             return False
+        if self.pool is not None:
+            self.rx.stats.lost += rx_waiting(&self.rx)
+            if self.tx.in_flight != NULL:
+                tx_reclaim(&self.tx)
         rx_destroy(&self.rx)
         tx_destroy(&self.tx)
         self.pool = None  # its memory lives on only if a burst does
@@ -173,7 +204,7 @@ cdef class QueuePair:
 
     def abandon(self, why):
         """In a forked child: no more calls. The device goes on for the parent."""
-        self.closed = why
+        self.closed, self.away = why, False
 
     # ---- receive ---------------------------------------------------------------------------
 
@@ -189,16 +220,20 @@ cdef class QueuePair:
             raise self._busy("recv_burst")
         try:
             burst = self._poll(n)
-            if burst.count == 0 and (timeout is None or timeout > 0):
-                burst = self._wait(n, timeout)
-            return burst
         finally:
             self._leave(&self.rx_busy)
+        if burst.count == 0:
+            if timeout is None or timeout > 0:
+                return self._wait(n, timeout)
+            self._idle()
+        return burst
 
     cdef RxBurst _poll(self, Py_ssize_t n):
         cdef int pending
         cdef RxBurst burst
         if self.closed is not None:
+            if self.away:
+                return self.nothing
             raise self._gone()
         pending = rx_pending(&self.rx)
         if pending < 0:
@@ -242,9 +277,31 @@ cdef class QueuePair:
         return new_rx_burst(store)
 
     def _wait(self, n, timeout):
-        """Sleep on the receive interrupt until a frame or the deadline comes (2.7.7)."""
-        cdef RxBurst burst = self.nothing
+        """Sleep until a frame or the deadline comes, with a look at the device now and then."""
+        cdef RxBurst burst
         deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not enter(&self.rx_busy):
+                raise self._busy("recv_burst")
+            try:
+                burst = self._slice(n, 0.1 if deadline is None
+                                    else min(0.1, deadline - time.monotonic()))
+            finally:
+                self._leave(&self.rx_busy)
+            if burst.count:
+                return burst
+            self.look()
+            if deadline is not None and time.monotonic() >= deadline:
+                return burst
+
+    cdef RxBurst _slice(self, Py_ssize_t n, double seconds):
+        """Sleep on the receive interrupt for a short time (2.7.7)."""
+        cdef RxBurst burst = self.nothing
+        deadline = time.monotonic() + seconds
+        if self.closed is not None:
+            burst = self._poll(n)
+            time.sleep(max(0.0, seconds))
+            return burst
         poller = select.poll()
         if self.irq_fd >= 0:
             poller.register(self.irq_fd, select.POLLIN)
@@ -254,7 +311,7 @@ cdef class QueuePair:
                 burst = self._poll(n)  # what came before interrupts were on
                 if burst.count:
                     return burst
-                left = 0.1 if deadline is None else min(0.1, deadline - time.monotonic())
+                left = deadline - time.monotonic()
                 if left <= 0:
                     return burst
                 if poller.poll(left * 1000 if self.irq_fd >= 0 else 1) and self.closed is None:
@@ -271,29 +328,37 @@ cdef class QueuePair:
         and tuples of bytes-likes are copied, a Frame is sent from where it lies. A frame that is
         no frame (14 bytes to the port's maximum) raises, and then nothing was sent.
         """
-        cdef Py_ssize_t sent
+        cdef Py_ssize_t sent = 0
         if not enter(&self.tx_busy):
             raise self._busy("send_burst")
         try:
-            if self.closed is not None:
+            if self.closed is None:
+                sent = self._send(frames)
+            elif not self.away:
                 raise self._gone()
-            self._reclaim()
-            try:
-                if isinstance(frames, Burst):
-                    sent = self._send_rows(frames)
-                else:
-                    sent = self._send_list(frames)
-                if self.closed is not None:  # since the call began
-                    raise self._gone()
-            except BaseException:
-                tx_rewind(&self.tx)
-                raise
-            tx_publish(&self.tx)
-            if self.tx.bell.due:
-                self._call_tx()
-            return sent
         finally:
             self._leave(&self.tx_busy)
+        if sent == 0:
+            self._idle()
+        return sent
+
+    cdef Py_ssize_t _send(self, frames) except -1:
+        cdef Py_ssize_t sent
+        self._reclaim()
+        try:
+            if isinstance(frames, Burst):
+                sent = self._send_rows(frames)
+            else:
+                sent = self._send_list(frames)
+            if self.closed is not None:  # since the call began
+                raise self._gone()
+        except BaseException:
+            tx_rewind(&self.tx)
+            raise
+        tx_publish(&self.tx)
+        if self.tx.bell.due:
+            self._call_tx()
+        return sent
 
     cdef Py_ssize_t _send_rows(self, burst) except -1:
         cdef Burst rows = burst
@@ -381,9 +446,11 @@ cdef class QueuePair:
         if not enter(&self.tx_busy):
             raise self._busy("reclaim")
         try:
-            if self.closed is not None:
+            if self.closed is None:
+                return self._reclaim()
+            if not self.away:
                 raise self._gone()
-            return self._reclaim()
+            return 0
         finally:
             self._leave(&self.tx_busy)
 
@@ -396,9 +463,20 @@ cdef class QueuePair:
     @property
     def tx_pending(self) -> int:
         """Frames sent and not reclaimed yet."""
-        return self.tx.stats.frames - self.tx.stats.reclaimed
+        return self.tx.stats.frames - self.tx.stats.reclaimed - self.tx.stats.lost
 
     # ---- the rest --------------------------------------------------------------------------
+
+    cdef int _idle(self) except -1:
+        """A call found nothing to do: at times, look whether the device is there."""
+        cdef double now
+        self.idle_calls += 1
+        if self.idle_calls & (CALLS_PER_CLOCK - 1) == 0:
+            now = time.monotonic()
+            if now - self.looked >= LOOK_SECONDS:
+                self.looked = now
+                self.look()
+        return 0
 
     cdef int _call_rx(self) except -1:
         if self.rx.bell.due:
@@ -420,12 +498,14 @@ cdef class QueuePair:
             "rx_runts": self.rx.stats.runts,
             "rx_no_pages": self.rx.stats.no_pages,
             "rx_no_slots": self.rx.stats.no_slots,
+            "rx_lost": self.rx.stats.lost,
             "rx_kicks": self.rx.stats.kicks,
             "tx_frames": self.tx.stats.frames,
             "tx_bytes": self.tx.stats.bytes,
             "tx_full": self.tx.stats.full,
             "tx_kicks": self.tx.stats.kicks,
             "tx_reclaimed": self.tx.stats.reclaimed,
+            "tx_lost": self.tx.stats.lost,
         }
 
     @property
@@ -434,7 +514,8 @@ cdef class QueuePair:
         return 0 if self.closed is not None else self.rx.vq.mask + 1 - self.rx.nhungry
 
     def _gone(self):
-        return PortClosed(f"{self.name} is closed", self.closed, "open the port again")
+        why = self.closed  # raised as a copy: each has a traceback of its own
+        return type(why)(why.what, why.why, why.mend)
 
     def _busy(self, call):
         return QueueBusy(f"{call} on {self.name}", "another thread is in this call",

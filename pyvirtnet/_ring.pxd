@@ -39,6 +39,7 @@ cdef struct RxStats:
     uint64_t runts              # dropped: shorter than an Ethernet header
     uint64_t no_pages           # calls that found descriptors without a page to post
     uint64_t no_slots           # calls that found no free head slot
+    uint64_t lost               # delivered frames that a reset threw away
     uint64_t kicks
 
 cdef struct TxStats:
@@ -47,6 +48,7 @@ cdef struct TxStats:
     uint64_t full               # calls that could not take everything
     uint64_t kicks
     uint64_t reclaimed
+    uint64_t lost               # the device still had them at a reset
 
 cdef struct RxRing:
     SplitVq vq
@@ -89,6 +91,7 @@ cdef bint rx_create(RxRing *rx, Pool *pool, uint32_t size, uint8_t *memory, uint
                     bint mergeable) except False
 cdef void rx_destroy(RxRing *rx) noexcept nogil
 cdef int rx_pending(RxRing *rx) noexcept nogil
+cdef uint32_t rx_waiting(RxRing *rx) noexcept nogil
 cdef int rx_receive(RxRing *rx, Store *store, uint32_t want, uint32_t pending) noexcept nogil
 cdef void rx_refill(RxRing *rx, bint idle) noexcept nogil
 

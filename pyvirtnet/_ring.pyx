@@ -54,6 +54,7 @@ cdef bint rx_create(RxRing *rx, Pool *pool, uint32_t size, uint8_t *memory, uint
     cdef uint32_t i
     split_init(&rx.vq, memory, size, start)
     rx.pool, rx.mergeable = pool, mergeable
+    rx.exposures = rx.published = rx.broken = 0
     rx.threshold = max(1, min(32, size // 8))
     rx.page_of = <uint32_t *>calloc(size, sizeof(uint32_t))
     rx.exposed = <uint64_t *>calloc(size, sizeof(uint64_t))
@@ -102,6 +103,24 @@ cdef int rx_pending(RxRing *rx) noexcept nogil:
     if pending > split_in_flight(&rx.vq):
         return _rx_lie(rx, BROKEN_INDEX, pending)
     return pending
+
+
+cdef uint32_t rx_waiting(RxRing *rx) noexcept nogil:
+    """Frames that the device has delivered and nobody has received: for the books, at a reset."""
+    cdef uint32_t frames = 0, done = 0, count = 1
+    cdef int pending = rx_pending(rx) if rx.page_of != NULL else 0
+    cdef uint64_t entry
+    while <int>done < pending:
+        entry = split_used(&rx.vq, done)
+        if _check(rx, entry, HEADER_BYTES):
+            break
+        if rx.mergeable:
+            count = (<NetHdr *>page_address(rx.pool, rx.page_of[<uint32_t>entry])).num_buffers
+        if count == 0:
+            break
+        done += count
+        frames += 1
+    return frames
 
 
 cdef inline int _check(RxRing *rx, uint64_t entry, uint32_t least) noexcept nogil:
@@ -310,7 +329,7 @@ cdef bint tx_create(TxRing *tx, uint32_t size, uint8_t *memory, uint16_t start,
     """An empty transmit ring of `size` descriptors in `memory`."""
     cdef uint32_t i
     split_init(&tx.vq, memory, size, start)
-    tx.max_frame = max_frame
+    tx.max_frame, tx.broken = max_frame, 0
     tx.in_flight = <InFlight *>calloc(size, sizeof(InFlight))
     tx.next = <uint16_t *>calloc(size, sizeof(uint16_t))
     tx.free_ids = <uint16_t *>calloc(size, sizeof(uint16_t))
@@ -323,12 +342,13 @@ cdef bint tx_create(TxRing *tx, uint32_t size, uint8_t *memory, uint16_t start,
 
 
 cdef void tx_destroy(TxRing *tx) noexcept:
-    """What is in flight is let go. The device must have been reset."""
+    """What is in flight is let go, and lost. The device must have been reset."""
     cdef uint32_t i
     if tx.in_flight != NULL:
         for i in range(<uint32_t>tx.vq.mask + 1):
             if tx.in_flight[i].store != NULL:
                 drop_store(tx.in_flight[i].store, 1)
+                tx.stats.lost += 1
     free(tx.in_flight)
     free(tx.next)
     free(tx.free_ids)

@@ -6,10 +6,13 @@ import atexit
 import os
 import secrets
 import struct
+import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from math import inf
+from threading import RLock
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +20,14 @@ from . import dma
 from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
 from ._pages import PagePool
 from ._queue import QueuePair, ring_bytes, ring_parts
-from .errors import DeviceBroken, Error, FeatureMissing, NotVirtioNet, PortClosed
+from .errors import (
+    DeviceBroken,
+    DeviceGone,
+    Error,
+    FeatureMissing,
+    NotVirtioNet,
+    PortClosed,
+)
 from .negotiate import Features, negotiate, parse
 from .spec import LINK_UP, MAX_FRAME, MAX_SPLIT_QUEUE, MIN_FRAME, PAGE, Feature, NetConfig, Status
 from .transport import open_transport
@@ -27,6 +37,7 @@ ETHERNET_HEADER = 14
 NET_HEADER = 12
 PAGES_PER_ENTRY = 3  # one with the device, one in a burst, one on its way out again
 SLOTS_PER_ENTRY = 8
+RETRY_SECONDS = 0.05  # between attempts to reach a device that is away
 
 
 class Mac(bytes):
@@ -52,10 +63,12 @@ class Link:
 class Stats:
     """Counters since the port was opened. They are never reset, and they add up.
 
-    Every frame the device delivered is in rx_frames or in rx_runts (shorter than an Ethernet
-    header, dropped). rx_buffers are ring entries: pages merged into those frames. rx_no_pages and
-    rx_no_slots count calls that found no free page to post or no free head slot: views hold them.
-    tx_full counts calls that could not take all they were given.
+    Every frame the device delivered is in rx_frames, in rx_runts (shorter than an Ethernet header,
+    dropped) or in rx_lost (in the ring when it was reset). rx_buffers are ring entries: pages
+    merged into those frames. rx_no_pages and rx_no_slots count calls that found no free page to
+    post or no free head slot: views hold them. Every frame in tx_frames is in tx_reclaimed, in
+    port.tx_pending or in tx_lost (the device had it at a reset; it may have been sent). tx_full
+    counts calls that could not take all they were given.
     """
 
     rx_frames: int
@@ -64,12 +77,14 @@ class Stats:
     rx_runts: int
     rx_no_pages: int
     rx_no_slots: int
+    rx_lost: int
     rx_kicks: int
     tx_frames: int
     tx_bytes: int
     tx_full: int
     tx_kicks: int
     tx_reclaimed: int
+    tx_lost: int
 
 
 def open(
@@ -78,17 +93,25 @@ def open(
     ring_size: int | None = None,
     pages: int | None = None,
     features: Iterable[str] = (),
+    reconnect: bool | float = False,
 ) -> Port:
-    """Open a NIC: "0000:00:04.0" (bound to vfio-pci), or "sim:loopback" for one without hardware.
+    """Open a NIC: "0000:00:04.0" (bound to vfio-pci), "vhost-user:/path" for a device that is a
+    process, or "sim:loopback" for one without hardware.
+
+    "vhost-user:/path?server=on&wait=30": the back end connects to us, within so many seconds.
 
     ring_size   entries of each ring, a power of two; the device's own size if not given
     pages       receive pages of 4096 bytes; 3 for each ring entry if not given
     features    switches such as "-mrg_rxbuf" for a feature that is not to be used
+    reconnect   a vhost-user back end may go and come back: until it does, for ever or for so many
+                seconds, nothing is received and send_burst takes nothing
     """
     wanted = parse(features)
     transport = open_transport(address)
     try:
-        return Port(transport, ring_size=ring_size, pages=pages, wanted=wanted)
+        return Port(
+            transport, ring_size=ring_size, pages=pages, wanted=wanted, reconnect=reconnect
+        )
     except BaseException:
         transport.close()
         raise
@@ -104,13 +127,20 @@ class Port:
         ring_size: int | None = None,
         pages: int | None = None,
         wanted: frozenset[Feature] | None = None,
+        reconnect: bool | float = False,
     ) -> None:
+        if reconnect and not transport.reconnects:
+            raise ValueError(f"reconnect= is for vhost-user ports, not for {transport.name}")
+        self._reconnect = inf if reconnect is True else float(reconnect)
+        self._gone_at: float | None = None  # while a device is away that may come back
+        self._next_try = 0.0
+        self._care = RLock()  # of what resets the device: reset, close, a look at it
         self._transport = transport
         self._ring_size, self._pages = ring_size, pages
         self._wanted = parse(()) if wanted is None else wanted
         self.name = transport.name
         self.queues: list[QueuePair] = []
-        self._past: list[QueuePair] = []  # stopped; kept for their counters
+        self._past: list[QueuePair] = []  # stopped; some wait for a call to end
         self._sizes: list[int] = []  # of the rings that the memory was allocated for
         self._memory: dma.Region | None = None
         self._pool: PagePool | None = None
@@ -175,8 +205,17 @@ class Port:
 
     @property
     def link(self) -> Link:
-        """The link as the device says it is now; up if it cannot say (5.1.5)."""
+        """The link as the device says it is now; up if it cannot say (5.1.5).
+
+        Down while a device is away that may come back; one that has gone raises DeviceGone.
+        """
         up, speed, duplex = True, None, None
+        try:
+            self._transport.check()
+        except Error:
+            if not self._reconnect:
+                raise
+            return Link(False, None, None)
         if Feature.STATUS in self._features.negotiated:
             up = bool(self._config("<H", NetConfig.STATUS) & LINK_UP)
         if Feature.SPEED_DUPLEX in self._features.negotiated:
@@ -216,8 +255,8 @@ class Port:
             "receive_mode": "mergeable" if mergeable else "small",
             "ring_format": "split",
             "ring_sizes": self._sizes,
-            "pages": sum(queue.pool.pages for queue in self.queues),
-            "free_pages": sum(queue.pool.free_pages for queue in self.queues),
+            "pages": self._pool.pages if self._pool else 0,
+            "free_pages": self._pool.free_pages if self._pool else 0,
             "posted_pages": sum(queue.posted for queue in self.queues),
             "page_size": self._memory.page_size if self._memory else 0,
             "features": sorted(feature.name.lower() for feature in self._features.negotiated),
@@ -226,24 +265,31 @@ class Port:
     # ---- life -------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Reset the device and start anew: after DeviceBroken, or to begin from empty rings.
+        """Reset the device and start anew: after DeviceBroken, after DeviceGone once it is back,
+        or to begin from empty rings.
 
         Frames in flight are lost; bursts and views stay as they are; counters go on.
         """
         if self._closed:
             raise PortClosed(f"{self.name} is closed", mend="open the port again")
-        self._take_down("the port is being reset")
-        self._bring_up()
+        with self._care:
+            mend = "call it again; if it failed, port.reset() once more"
+            self._take_down(PortClosed(f"{self.name} is closed", "the port is being reset", mend))
+            self._transport.revive()
+            self._bring_up()
+            self._gone_at = None
 
     def close(self) -> None:
         """Reset the device, then let go of it. Live views stay readable. May be called twice."""
         if self._closed:
             return
-        self._take_down("the port was closed")
-        self._closed = True
-        _open_ports.discard(self)
-        self._transport.close()
-        self._memory = self._pool = None
+        why = PortClosed(f"{self.name} is closed", "the port was closed", "open the port again")
+        with self._care:
+            self._take_down(why)
+            self._closed = True
+            _open_ports.discard(self)
+            self._transport.close()
+            self._memory = self._pool = None
 
     def __enter__(self) -> Port:
         return self
@@ -274,8 +320,9 @@ class Port:
             self._set_up_queues()
             device.add_status(Status.DRIVER_OK)
         except Exception:
-            device.add_status(Status.FAILED)
-            device.reset()
+            with suppress(Error):  # whatever that says, the first error is the one to report
+                device.add_status(Status.FAILED)
+                device.reset()
             raise
         receive, transmit = self._bells[0], self._bells[1]
         self.queues[0].start(receive, transmit, device.interrupt_fd(0))
@@ -302,13 +349,14 @@ class Port:
 
     def _set_up_queues(self) -> None:
         """Step 7: memory for rings and pages, rings empty, the device told where they are."""
-        before, sizes = self._sizes, [self._queue_size(index) for index in (0, 1)]
-        if self._memory is None or self._pool is None or sizes != before:
+        sizes = [self._queue_size(index) for index in (0, 1)]
+        if self._memory is None or self._pool is None or sizes != self._sizes:
             self._memory, self._pool = self._allocate(sizes)
         self._sizes = sizes
         offsets = (0, ring_bytes(sizes[0]))
-        queue = QueuePair(
-            self.name,
+        if not self.queues:
+            self._make_queues()
+        self.queues[0].set_up(
             self._pool,
             offsets[0],
             sizes[0],
@@ -321,6 +369,15 @@ class Port:
         for index, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
             parts = (self._memory.iova + offset + part for part in ring_parts(size))
             self._bells[index] = self._transport.setup_queue(index, QueueAddresses(size, *parts))
+
+    def _make_queues(self) -> None:
+        """A pair that was stopped serves again, so that what refers to it goes on."""
+        idle = [queue for queue in self._past if queue.pool is None]
+        if idle:
+            queue = idle[-1]
+            self._past.remove(queue)
+        else:
+            queue = QueuePair(self.name, _look_at(weakref.WeakMethod(self._look)))
         self.queues = [queue]
         # The documented methods are shadowed by the queue's own, which take no Python frame.
         vars(self).update(
@@ -365,22 +422,80 @@ class Port:
         value: int = struct.unpack(layout, raw)[0]
         return value
 
-    def _take_down(self, why: str) -> None:
+    def _take_down(self, why: Error) -> None:
         """Reset first; only then does what the device held go back to its holders (2.4)."""
-        with suppress(Error):  # a device that has gone or hangs: closing it ends its access
+        try:
             self._transport.reset()
+        except DeviceGone:
+            pass  # and with it all it could reach
+        except Error:
+            self._memory = self._pool = None  # it may go on writing: leave that memory to it
         queues, self.queues = self.queues, []
         self._past += queues
         for queue in queues:
             if not queue.stop(why):  # a call is under way: the next rings get memory of their own
                 self._memory = self._pool = None
 
+    def _look(self) -> None:
+        """A queue idles. A device that has gone raises DeviceGone, or is waited for."""
+        if self._closed or not self._care.acquire(blocking=False):
+            return
+        try:
+            if self._gone_at is None:
+                self._check()
+            if self._gone_at is not None and time.monotonic() >= self._next_try:
+                self._try_again(self._gone_at)
+        finally:
+            self._care.release()
+
+    def _check(self) -> None:
+        try:
+            self._transport.check()
+        except Error as gone:
+            if not self._reconnect:
+                self._take_down(gone)
+                raise
+            if not all(queue.pause(gone) for queue in self.queues):
+                return  # another thread is in a call: look again later
+            if not isinstance(gone, DeviceGone):
+                self._memory = self._pool = None  # it may go on writing
+            self._gone_at = time.monotonic()
+
+    def _try_again(self, gone_at: float) -> None:
+        try:
+            self._transport.revive(0.0)
+            self._bring_up()
+            self._gone_at = None
+        except Error as error:
+            now = time.monotonic()
+            self._next_try = now + RETRY_SECONDS
+            if now - gone_at < self._reconnect:
+                return
+            gone = DeviceGone(
+                f"{self.name} is gone",
+                f"it did not come back within {self._reconnect:g} s; {error.what}: {error.why}",
+                "start the back end again, then port.reset()",
+            )
+            self._take_down(gone)
+            raise gone from error
+
     def _abandon(self) -> None:
         """In a forked child: the device is the parent's; only our copies of files go."""
         self._closed = True
         for queue in self.queues:
-            queue.abandon("it belongs to the process that this one was forked from")
+            why = "it belongs to the process that this one was forked from"
+            queue.abandon(PortClosed(f"{self.name} is closed", why, "open the port again"))
         self._transport.abandon()
+
+
+def _look_at(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:
+    """A call of a port's method that does not keep the port."""
+
+    def look() -> None:
+        if (call := method()) is not None:
+            call()
+
+    return look
 
 
 _open_ports: weakref.WeakSet[Port] = weakref.WeakSet()

@@ -34,20 +34,20 @@ def test_a_queue_pair_that_was_never_set_up_is_closed():
     assert queue.posted == queue.tx_pending == 0
     pool = PagePool.__new__(PagePool)
     with pytest.raises(RuntimeError):
-        QueuePair("x", pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
+        QueuePair("x", print).set_up(pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(64, 2), (1 << 20, 2), (0, 3), (0, 1), (0, 1 << 16)])
 def test_rings_lie_in_front_of_the_pool(offset, size):
     with pyvirtnet.open("sim:loopback") as port, pytest.raises(ValueError):
-        QueuePair("x", port.queues[0].pool, 0, 2, offset, size, mergeable=True, max_frame=1514)
+        QueuePair("x", print).set_up(port.queues[0].pool, 0, 2, offset, size, mergeable=True, max_frame=1514)
 
 
-def test_a_queue_pair_is_set_up_and_started_once():
+def test_a_queue_pair_that_runs_is_not_set_up_or_started():
     with pyvirtnet.open("sim:loopback") as port:
         queue = port.queues[0]
         with pytest.raises(RuntimeError):
-            queue.__init__("x", queue.pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
+            queue.set_up(queue.pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
         with pytest.raises(RuntimeError):
             queue.start(None, None, -1)
 

@@ -40,7 +40,17 @@ class Transport(ABC):
 
     name: str
     default_ring_size: int | None = None  # where the device leaves the size to us
+    reconnects: bool = False  # the device may go away and come back: `revive`
     start_index: int = 0  # where ring indices start; a back end that outlived us has its own
+
+    def check(self) -> None:  # noqa: B027
+        """Raise DeviceGone if the device is known to have gone. Cheap: idle queues ask for it."""
+
+    def revive(self, seconds: float | None = None) -> None:  # noqa: B027
+        """Get in touch again with a device that had gone, before it is reset.
+
+        Waits that long for it, or as long as opening it does. Raises what opening it raises.
+        """
 
     @abstractmethod
     def reset(self) -> None:

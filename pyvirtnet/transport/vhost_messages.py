@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import array
+import select
 import socket
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import IntEnum
+from threading import Lock
 
-from ..dma import Region
-from ..errors import DeviceGone, DeviceTimeout, Error, NoPermission, NoSuchDevice
+from ..errors import DeviceBroken, DeviceGone, DeviceTimeout, Error
 
 ANSWER_SECONDS = 5.0
+MAX_CONFIG = 256  # bytes of configuration space in one message
 _HEADER = struct.Struct("<III")  # request, flags, size
 _VERSION, _REPLY, _NEED_REPLY = 1, 1 << 2, 1 << 3
-_NO_FD = 1 << 8  # in the payload of SET_VRING_KICK and the like
+_VERSION_MASK = 3
 _MAX_PAYLOAD = 4096
+_MEND = "start the back end again, then port.reset(); reconnect=True does it by itself"
+Composer = Callable[[], tuple[bytes, Sequence[int]]]
 
 
 class Request(IntEnum):
@@ -37,6 +43,7 @@ class Request(IntEnum):
     SET_VRING_ENABLE = 18
     GET_CONFIG = 24
     SET_STATUS = 39
+    GET_STATUS = 40
 
 
 class Protocol(IntEnum):
@@ -51,28 +58,66 @@ class Protocol(IntEnum):
 class Connection:
     """A connected socket and the messages over it. Every answer is waited for, for a bound time.
 
+    A connection that failed once is closed: whatever comes later on it would be out of step.
+
     acknowledged  REPLY_ACK was agreed on: the back end confirms what it was told
+    failure       why it is closed
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, link: socket.socket, path: str) -> None:
         self.path, self.acknowledged = path, False
-        self._socket = _connect(path)
+        self.failure: Error | None = None
+        self._socket = link
+        self._in_step = True  # no answer is outstanding
+        self._lock = Lock()
+        self._due: dict[Request, Composer] = {}
+        self._poller = select.poll()
+        self._poller.register(link, select.POLLIN | select.POLLRDHUP)
 
     def close(self) -> None:
+        if self.failure is None:
+            self.failure = self._gone("it was closed here")
         self._socket.close()
+
+    def check(self) -> None:
+        """Raise if the back end has gone. One system call."""
+        if self.failure is not None:
+            raise self._gone(self.failure.why)
+        if not self._lock.acquire(blocking=False):
+            return  # who holds it will find out
+        try:
+            events = self._poller.poll(0)
+            if events and events[0][1] & ~select.POLLIN:
+                raise self._fail(self._gone("it closed the connection"))
+            if events:
+                raise self._fail(self._broken("it sends what nobody asked for"))
+        finally:
+            self._lock.release()
+
+    # Messages
 
     def tell(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send; with REPLY_ACK, wait until the back end says that it did it."""
-        flags = _VERSION | (_NEED_REPLY if self.acknowledged else 0)
-        self._send(request, flags, payload, fds)
-        if self.acknowledged:
-            (failed,) = struct.unpack("<Q", self._answer(request, 8))
-            if failed:
-                raise Error(f"the vhost-user back end at {self.path} refused {request.name}")
+        with self._turn():
+            self._tell(request, payload, fds)
 
-    def ask(self, request: Request, payload: bytes, size: int) -> bytes:
-        self._send(request, _VERSION, payload)
-        return self._answer(request, size)
+    def tell_composed(self, request: Request, compose: Composer) -> None:
+        """Tell what `compose` returns when the message's turn has come."""
+        with self._turn():
+            self._tell(request, *compose())
+
+    def tell_soon(self, request: Request, compose: Composer) -> None:
+        """As `tell_composed`, but once an exchange that is under way has ended.
+
+        For finalisers, which may run in the middle of one. A failure shows at the next call.
+        """
+        self._due[request] = compose
+        self._catch_up()
+
+    def ask(self, request: Request, payload: bytes, *sizes: int) -> bytes:
+        """Send and return the answer's payload, of one of these sizes."""
+        with self._turn():
+            return self._exchange(request, _VERSION, payload, (), sizes)
 
     def tell_u64(self, request: Request, value: int) -> None:
         self.tell(request, struct.pack("<Q", value))
@@ -85,8 +130,11 @@ class Connection:
         self.tell(request, struct.pack("<II", index, value))
 
     def ask_vring_state(self, request: Request, index: int) -> int:
-        value: int = struct.unpack("<II", self.ask(request, struct.pack("<II", index, 0), 8))[1]
-        return value
+        answer = self.ask(request, struct.pack("<II", index, 0), 8)
+        queue, value = struct.unpack("<II", answer)
+        if queue != index:
+            raise self._fail(self._broken(f"it answers {request.name} for queue {queue}"))
+        return int(value)
 
     def set_vring_addr(self, index: int, descriptors: int, used: int, available: int) -> None:
         payload = struct.pack("<IIQQQQ", index, 0, descriptors, used, available, 0)
@@ -95,72 +143,138 @@ class Connection:
     def set_vring_fd(self, request: Request, index: int, fd: int) -> None:
         self.tell(request, struct.pack("<Q", index), [fd])
 
-    def set_mem_table(self, regions: Sequence[Region]) -> None:
-        """Guest physical addresses are IOVAs; user addresses are this process's."""
-        rows = [struct.pack("<QQQQ", r.iova, r.size, r.address, 0) for r in regions]
-        payload = struct.pack("<II", len(rows), 0) + b"".join(rows)
-        self.tell(Request.SET_MEM_TABLE, payload, [region.fd for region in regions])
-
     def get_config(self, offset: int, length: int) -> bytes:
         head = struct.pack("<III", offset, length, 0)
-        answer = self.ask(Request.GET_CONFIG, head + bytes(length), 12 + length)
+        # An empty answer is the protocol's way to refuse.
+        answer = self.ask(Request.GET_CONFIG, head + bytes(length), 12 + length, 0)
+        if not answer:
+            raise self._refusal(Request.GET_CONFIG)
         return answer[12:]
 
-    def _send(self, request: Request, flags: int, payload: bytes, fds: Sequence[int] = ()) -> None:
-        data = _HEADER.pack(request, flags, len(payload)) + payload
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    # One exchange at a time
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=ANSWER_SECONDS):
+            raise self._late("another thread is talking to it")
         try:
-            sent = self._socket.sendmsg([data], rights)
-            self._socket.sendall(data[sent:])
+            yield
+        finally:
+            self._lock.release()
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        while self._due and self._lock.acquire(blocking=False):
+            try:
+                request, compose = self._due.popitem()
+                with suppress(Error):
+                    self._tell(request, *compose())
+            except KeyError:
+                return  # another thread was faster
+            finally:
+                self._lock.release()
+
+    def _tell(self, request: Request, payload: bytes, fds: Sequence[int]) -> None:
+        if not self.acknowledged:
+            self._exchange(request, _VERSION, payload, fds, ())
+            return
+        answer = self._exchange(request, _VERSION | _NEED_REPLY, payload, fds, (8,))
+        if any(answer):
+            raise self._refusal(request)
+
+    def _exchange(
+        self,
+        request: Request,
+        flags: int,
+        payload: bytes,
+        fds: Sequence[int],
+        sizes: tuple[int, ...],
+    ) -> bytes:
+        """Send, and read an answer of one of `sizes`; with none, no answer is expected."""
+        if self.failure is not None:
+            raise self._gone(self.failure.why)
+        if not self._in_step:
+            raise self._fail(self._gone("an exchange with it was interrupted"))
+        self._in_step = False
+        deadline = time.monotonic() + ANSWER_SECONDS
+        try:
+            self._send(_HEADER.pack(request, flags, len(payload)) + payload, fds, deadline)
+            answer = self._answer(request, sizes, deadline) if sizes else b""
+        except TimeoutError as error:
+            why = f"no answer to {request.name} came for {ANSWER_SECONDS:g} s"
+            raise self._fail(self._late(why)) from error
         except OSError as error:
-            raise self._gone(request, error) from error
+            raise self._fail(self._gone(f"at {request.name}: {error.strerror}")) from error
+        self._in_step = True
+        return answer
 
-    def _answer(self, request: Request, size: int) -> bytes:
-        kind, flags, length = _HEADER.unpack(self._read(request, _HEADER.size))
-        if kind != request or not flags & _REPLY or length > _MAX_PAYLOAD:
-            raise self._gone(request, f"it answered with message {kind} of {length} bytes")
-        payload = self._read(request, length)
-        if length != size:
-            raise self._gone(request, f"it answered with {length} bytes instead of {size}")
-        return payload
+    def _send(self, data: bytes, fds: Sequence[int], deadline: float) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self._socket.settimeout(_left(deadline))
+        sent = self._socket.sendmsg([data], rights)
+        self._socket.settimeout(_left(deadline))
+        self._socket.sendall(data[sent:])
 
-    def _read(self, request: Request, size: int) -> bytes:
+    def _answer(self, request: Request, sizes: tuple[int, ...], deadline: float) -> bytes:
+        kind, flags, length = _HEADER.unpack(self._read(request, _HEADER.size, deadline))
+        if kind != request or not flags & _REPLY or flags & _VERSION_MASK != _VERSION:
+            raise self._fail(self._broken(
+                f"it answers {request.name} with message {kind}, flags {flags:#x}"
+            ))
+        if length > _MAX_PAYLOAD or length not in sizes:
+            raise self._fail(self._broken(
+                f"it answers {request.name} with {length} bytes instead of {sizes[0]}"
+            ))
+        return self._read(request, length, deadline)
+
+    def _read(self, request: Request, size: int, deadline: float) -> bytes:
         data = b""
         while len(data) < size:
-            try:
-                part = self._socket.recv(size - len(data))
-            except TimeoutError as error:
-                raise DeviceTimeout(
-                    f"the vhost-user back end at {self.path} does not answer {request.name}",
-                    f"nothing came for {ANSWER_SECONDS:g} s",
-                    "see whether the back end is stopped or busy",
-                ) from error
-            except OSError as error:
-                raise self._gone(request, error) from error
+            self._socket.settimeout(_left(deadline))
+            # Without room for them, the kernel closes file descriptors that come along.
+            part, _, flags, _ = self._socket.recvmsg(size - len(data))
+            if flags & socket.MSG_CTRUNC:
+                raise self._fail(self._broken(f"it answers {request.name} with a file descriptor"))
             if not part:
-                raise self._gone(request, "it closed the connection")
+                raise self._fail(self._gone(f"it closed the connection at {request.name}"))
             data += part
         return data
 
-    def _gone(self, request: Request, why: object) -> DeviceGone:
-        return DeviceGone(
-            f"the vhost-user back end at {self.path} is gone (at {request.name})",
-            str(why),
-            "start the back end again, then open the port again",
+    # Failures
+
+    def _fail(self, error: Error) -> Error:
+        """Close for good; `error` is what the caller is told now."""
+        self.failure = error
+        self._socket.close()
+        return error
+
+    def _gone(self, why: str) -> DeviceGone:
+        return DeviceGone(f"the vhost-user back end at {self.path} is gone", why, _MEND)
+
+    def _broken(self, why: str) -> DeviceBroken:
+        return DeviceBroken(
+            f"the vhost-user back end at {self.path} breaks the protocol",
+            why,
+            "see that a vhost-user back end is at that socket; report it to who makes it",
+        )
+
+    def _late(self, why: str) -> DeviceTimeout:
+        return DeviceTimeout(
+            f"the vhost-user back end at {self.path} does not answer",
+            why,
+            "see whether the back end is stopped or busy",
+        )
+
+    def _refusal(self, request: Request) -> Error:
+        return Error(
+            f"the vhost-user back end at {self.path} refused {request.name}",
+            "it says that it failed",
+            "its own log says why",
         )
 
 
-def _connect(path: str) -> socket.socket:
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    link.settimeout(ANSWER_SECONDS)
-    try:
-        link.connect(path)
-    except OSError as error:
-        link.close()
-        what = f"cannot connect to the vhost-user socket {path}"
-        if isinstance(error, PermissionError):
-            mend = f"give this user access: setfacl -m u:$USER:rw {path}"
-            raise NoPermission(what, str(error), mend) from error
-        mend = f"start the back end first, e.g. dpdk-testpmd --vdev 'net_vhost0,iface={path}'"
-        raise NoSuchDevice(what, error.strerror or str(error), mend) from error
-    return link
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
