@@ -1,5 +1,7 @@
 """Pages, head slots and burst storage: taking, giving back, counting who holds."""
 
+cimport cython
+
 from cpython.ref cimport Py_XDECREF
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
@@ -211,6 +213,7 @@ cdef void _give_back(Store *store, Pool *pool) noexcept nogil:
 
 # ---- the pool ----------------------------------------------------------------------------------
 
+@cython.auto_pickle(False)
 cdef class PagePool:
     """Pages and head slots of one queue pair, in one DMA region.
 

@@ -1,5 +1,7 @@
 """One queue pair at the Python border: arguments in, bursts out, codes to exceptions."""
 
+cimport cython
+
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
@@ -109,6 +111,7 @@ cdef uint8_t *_ring_memory(PagePool pool, size_t offset, uint32_t size) except N
     return <uint8_t *><size_t>pool.region.address + offset
 
 
+@cython.auto_pickle(False)
 cdef class QueuePair:
     """A receive queue and a transmit queue, and the pages both use.
 

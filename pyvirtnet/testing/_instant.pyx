@@ -4,9 +4,12 @@ It shares nothing with the driver but the specification (VIRTIO 1.3, 2.7), check
 writes the virtio header of what it delivers and no payload.
 """
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t, uint8_t
+cimport cython
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 
+@cython.auto_pickle(False)
 cdef class InstantQueue:
     """The device's end of one ring.
 
@@ -29,9 +32,9 @@ cdef class InstantQueue:
 
     def deliver(self, uint32_t frames, uint32_t length):
         """Use `frames` receive buffers for frames of `length` bytes each; how many there were."""
-        cdef uint32_t n = min(frames, self.room()), i
+        cdef uint32_t n = min(frames, self.room()), _
         cdef uint16_t id
-        for i in range(n):
+        for _ in range(n):
             id = self._next()
             (<uint16_t *>(self._buffer(id) + 10))[0] = 1  # num_buffers, 5.1.6
             self._use(id, length + 12)
@@ -40,8 +43,8 @@ cdef class InstantQueue:
 
     def finish(self):
         """Use every buffer there is, as a transmit queue's device does; how many there were."""
-        cdef uint32_t n = self.room(), i
-        for i in range(n):
+        cdef uint32_t n = self.room(), _
+        for _ in range(n):
             self._use(self._next(), 0)
         self._publish()
         return n

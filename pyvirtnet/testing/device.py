@@ -104,9 +104,7 @@ class Device(Registers):
         return self._queue_sizes[index] if 0 <= index < len(self._queue_sizes) else 0
 
     @witnessed
-    def configure_queue(
-        self, index: int, size: int, desc: int, driver: int, device: int
-    ) -> None:
+    def configure_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> None:
         """Size and addresses of a queue, as written to its registers (4.1.4.3.2)."""
         seen = f"queue {index}, size {size}"
         self._check_set_up_time(f"configuring queue {index}")

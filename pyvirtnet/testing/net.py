@@ -217,4 +217,3 @@ class NetDevice(NetRules):
             self.mac, status, self.pairs, self.mtu or 0, 0xFFFFFFFF, 0xFF, 0, 0, 0, 0
         )
         self.config_generation = (self.config_generation + 1) & 0xFF
-

@@ -1,0 +1,134 @@
+"""The package as it is built and installed: nothing forgotten, nothing too much."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pyvirtnet
+
+ROOT = Path(__file__).parent.parent
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+# Sources of what is compiled, and folders' build files: they stay at home.
+NOT_INSTALLED = {".pyx", ".pxd", ".h", ".build"}
+
+
+def run(*command, **options):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, **options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """A wheel of the sources, built with the tools at hand."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
+    run(*pip, "--no-index", "-q", "-w", folder, ROOT)
+    (path,) = folder.glob("pyvirtnet-*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def fresh(wheel, tmp_path_factory):
+    """The Python of a new virtual environment with the wheel in it, and this one's packages."""
+    home = tmp_path_factory.mktemp("fresh")
+    venv.create(home, with_pip=False, symlinks=True)
+    python = home / "bin" / "python"
+    (site,) = home.glob("lib/python*/site-packages")
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index")
+    run(*pip, "-q", wheel)
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "others.pth").write_text("\n".join(others))  # without the hooks of editable installs
+    return python
+
+
+def sources():
+    """Files of the package that git knows."""
+    listed = run("git", "-C", ROOT, "ls-files", "pyvirtnet").splitlines()
+    return {path for path in listed if (ROOT / path).exists()}
+
+
+def test_the_wheel_holds_every_source_file(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    wanted = {path for path in sources() if Path(path).suffix not in NOT_INSTALLED}
+    wanted |= {path[: -len(".pyx")] + SUFFIX for path in sources() if path.endswith(".pyx")}
+    assert names == wanted
+
+
+def test_the_wheel_says_what_it_is(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = archive.read(path).decode()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nVersion: {project['version']}\n" in metadata
+    assert "\nLicense-Expression: BSD-3-Clause\n" in metadata
+    for requirement in project["dependencies"]:
+        assert f"\nRequires-Dist: {requirement.replace(' ', '')}\n" in metadata.replace(" >=", ">=")
+    assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
+    assert wheel.name.split("-")[2] == f"cp{sys.version_info.major}{sys.version_info.minor}"
+
+
+def test_an_installed_package_works(fresh):
+    script = """
+import pyvirtnet, sys
+with pyvirtnet.open("sim:loopback") as port:
+    assert port.send_burst([b"x" * 60, b"y" * 9014]) == 2
+    assert [len(frame) for frame in port.recv_burst(8)] == [60, 9014]
+print(pyvirtnet.__file__)
+"""
+    where = run(fresh, "-c", script, cwd="/").strip()
+    assert Path(where).is_relative_to(fresh.parent.parent)
+
+
+def test_every_installed_module_can_be_imported(fresh, wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = [
+        name.removesuffix(SUFFIX).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in names
+        if name.endswith((".py", SUFFIX))
+    ]
+    run(fresh, "-c", "\n".join(f"import {name}" for name in sorted(modules)), cwd="/")
+
+
+def test_type_checkers_see_the_installed_package(fresh, tmp_path):
+    (tmp_path / "user.py").write_text(
+        """
+import numpy as np
+from numpy.typing import NDArray
+import pyvirtnet
+
+with pyvirtnet.open("0000:00:04.0", ring_size=256, features=["-mrg_rxbuf"]) as port:
+    burst = port.recv_burst(64, timeout=None)
+    heads: NDArray[np.uint8] = burst.heads
+    frame: pyvirtnet.Frame = burst[0]
+    rest: pyvirtnet.RxBurst = burst[port.send_burst(burst) :]
+    picked: pyvirtnet.RxBurst = burst[burst.lengths > 100][[0, 1]][np.arange(2)]
+    content: bytes = bytes(frame) + b"".join(map(bytes, frame.frags))
+    tx: pyvirtnet.TxBurst = port.alloc_burst(64, 60)
+    row: NDArray[np.uint8] = tx[3]
+    sent: int = port.send_burst([content, heads[0], frame, (b"a", content)])
+    frames: int = port.stats.rx_frames
+"""
+    )
+    command = (sys.executable, "-m", "mypy", "--strict", "--python-executable", fresh, "user.py")
+    run(*command, cwd=tmp_path)
+
+
+def test_the_tests_run_on_an_editable_install():
+    """What is tested is what lies here, rebuilt when it changes."""
+    assert Path(pyvirtnet.__file__).parent == ROOT / "pyvirtnet"
+    origin = importlib.metadata.distribution("pyvirtnet").read_text("direct_url.json")
+    assert origin is not None
+    assert json.loads(origin)["dir_info"] == {"editable": True}
