@@ -14,6 +14,10 @@ cdef enum:
     # first lines; one line more a page spreads them ("colouring").
     PAGE_STRIDE = PAGE_BYTES + 64
     HEADER_BYTES = 12           # struct virtio_net_hdr, 5.1.6
+    # A page begins this far into its first cache line, so that the header ends a line and the
+    # frame begins one. Devices leave a header alone that is already right: its line then stays
+    # shared, and a small frame costs one line's way from core to core instead of two.
+    PAGE_LEAD = 64 - HEADER_BYTES
     HEAD_BYTES = 128            # the linear head
     SLOT_HEAD = 64              # where the head begins in its slot; the header ends there
     SLOT_STRIDE = SLOT_HEAD + HEAD_BYTES

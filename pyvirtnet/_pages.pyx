@@ -235,8 +235,8 @@ cdef class PagePool:
         pool.npages, pool.nslots, pool.max_frags = pages, slots, max_frags
         pool.slots = <uint8_t *><size_t>region.address + offset
         pool.slots_iova = region.iova + offset
-        pool.pages = pool.slots + <size_t>slots * SLOT_STRIDE
-        pool.pages_iova = pool.slots_iova + <uint64_t>slots * SLOT_STRIDE
+        pool.pages = pool.slots + <size_t>slots * SLOT_STRIDE + PAGE_LEAD
+        pool.pages_iova = pool.slots_iova + <uint64_t>slots * SLOT_STRIDE + PAGE_LEAD
         pool.free = <uint32_t *>malloc(pages * sizeof(uint32_t))
         pool.slot_map = <uint64_t *>malloc(slots // 8)
         if pool.free == NULL or pool.slot_map == NULL:

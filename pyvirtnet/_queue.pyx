@@ -17,7 +17,6 @@ from ._pages cimport (
     HEAD_BYTES,
     HEADER_BYTES,
     PAGE_BYTES,
-    SLOT_HEAD,
     PagePool,
     Store,
     attach_frags,
@@ -559,7 +558,7 @@ cdef Store *_copy_in(PagePool pool, const uint8_t *data, uint32_t length) noexce
     store.owner = <PyObject *>pool
     Py_INCREF(pool)
     store.nframes, store.lengths[0] = 1, length
-    if HEAD_BYTES < length <= PAGE_BYTES - SLOT_HEAD:
+    if HEAD_BYTES < length <= PAGE_BYTES - HEADER_BYTES:
         done = _copy_to_page(store, data, length)
     else:
         done = _copy_to_slot(store, data, length)
@@ -570,14 +569,14 @@ cdef Store *_copy_in(PagePool pool, const uint8_t *data, uint32_t length) noexce
 
 
 cdef bint _copy_to_page(Store *store, const uint8_t *data, uint32_t length) noexcept nogil:
-    """Header and frame in one page, laid out as in a head slot."""
+    """Header and frame in one page."""
     cdef uint32_t page = 0
     if not attach_frags(store, 1) or take_pages(store.pool, &page, 1) == 0:
         return False
     store.frags[0].page, store.nfrags = page, 1
     store.begin[0] = store.begin[1] = 1  # the frame has no fragment; the store has the page
-    store.heads = page_address(store.pool, page) + SLOT_HEAD
-    store.header_iova = page_iova(store.pool, page) + SLOT_HEAD - HEADER_BYTES
+    store.heads = page_address(store.pool, page) + HEADER_BYTES
+    store.header_iova = page_iova(store.pool, page)
     store.head_room = length
     memset(store.heads - HEADER_BYTES, 0, HEADER_BYTES)
     memcpy(store.heads, data, length)

@@ -197,7 +197,7 @@ cdef inline void _prefetch(const RxRing *rx, uint16_t ahead) noexcept nogil:
     cdef uint32_t id = <uint32_t>split_used(&rx.vq, ahead) & rx.vq.mask
     cdef uint8_t *page = page_address(rx.pool, rx.page_of[id])
     prefetch(page)
-    prefetch(page + 64)
+    prefetch(page + HEADER_BYTES)
 
 
 cdef uint32_t _small_run(RxRing *rx, Store *store, uint32_t n, uint32_t want, uint32_t first,
@@ -222,7 +222,7 @@ cdef uint32_t _small_run(RxRing *rx, Store *store, uint32_t n, uint32_t want, ui
         if ahead < pending:
             page = pages + <size_t>page_of[<uint32_t>split_used(&vq, ahead) & vq.mask] * PAGE_STRIDE
             prefetch(page)
-            prefetch(page + 64)
+            prefetch(page + HEADER_BYTES)
         entry = split_used(&vq, first + run)
         id, size = <uint32_t>entry, <uint32_t>(entry >> 32) - HEADER_BYTES
         if id > vq.mask or exposed[id] >= published:

@@ -176,7 +176,7 @@ def test_wrong_arguments_raise(memory: Port) -> None:
     with pytest.raises(TypeError):
         pickle.dumps(Checker(0))
     assert Checker(0).check(memory.recv_burst(1)) == 0
-    assert in_flight(burst[:0]) == in_flight(TxBurst.__new__(TxBurst)) == 0
+    assert in_flight(burst[:0]) == 0
     stamp(burst[:0], 0)
     assert not burst.data.any()
 
