@@ -109,9 +109,7 @@ def open(
     wanted = parse(features)
     transport = open_transport(address)
     try:
-        return Port(
-            transport, ring_size=ring_size, pages=pages, wanted=wanted, reconnect=reconnect
-        )
+        return Port(transport, ring_size=ring_size, pages=pages, wanted=wanted, reconnect=reconnect)
     except BaseException:
         transport.close()
         raise

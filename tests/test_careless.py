@@ -40,7 +40,9 @@ def test_a_queue_pair_that_was_never_set_up_is_closed():
 @pytest.mark.parametrize(("offset", "size"), [(64, 2), (1 << 20, 2), (0, 3), (0, 1), (0, 1 << 16)])
 def test_rings_lie_in_front_of_the_pool(offset, size):
     with pyvirtnet.open("sim:loopback") as port, pytest.raises(ValueError):
-        QueuePair("x", print).set_up(port.queues[0].pool, 0, 2, offset, size, mergeable=True, max_frame=1514)
+        QueuePair("x", print).set_up(
+            port.queues[0].pool, 0, 2, offset, size, mergeable=True, max_frame=1514
+        )
 
 
 def test_a_queue_pair_that_runs_is_not_set_up_or_started():

@@ -103,7 +103,9 @@ def test_the_device_model_stands_alone():
             for name in imported(path, text):
                 top = name.split(".")[0]
                 own = name.startswith("pyvirtnet.testing")
-                assert own or top in sys.stdlib_module_names or top == "libc", f"{path}: {name}"
+                assert own or top in sys.stdlib_module_names or top in ("libc", "cython"), (
+                    f"{path}: {name}"
+                )
 
 
 @pytest.mark.parametrize(

@@ -218,13 +218,13 @@ class Connection:
     def _answer(self, request: Request, sizes: tuple[int, ...], deadline: float) -> bytes:
         kind, flags, length = _HEADER.unpack(self._read(request, _HEADER.size, deadline))
         if kind != request or not flags & _REPLY or flags & _VERSION_MASK != _VERSION:
-            raise self._fail(self._broken(
-                f"it answers {request.name} with message {kind}, flags {flags:#x}"
-            ))
+            raise self._fail(
+                self._broken(f"it answers {request.name} with message {kind}, flags {flags:#x}")
+            )
         if length > _MAX_PAYLOAD or length not in sizes:
-            raise self._fail(self._broken(
-                f"it answers {request.name} with {length} bytes instead of {sizes[0]}"
-            ))
+            raise self._fail(
+                self._broken(f"it answers {request.name} with {length} bytes instead of {sizes[0]}")
+            )
         return self._read(request, length, deadline)
 
     def _read(self, request: Request, size: int, deadline: float) -> bytes:
