@@ -9,6 +9,7 @@ from .errors import Error
 from .transport.base import Doorbell
 
 MIN_FRAME: int
+LOOK_SECONDS: float
 
 def ring_bytes(size: int) -> int: ...
 def ring_parts(size: int) -> tuple[int, int, int]: ...
