@@ -1,0 +1,200 @@
+"""Back ends that lie, stall or die: the front end ends in a typed error, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+
+import pytest
+import vhost_wire as wire
+from vhost_fixtures import (
+    conserved,
+    descriptors,
+    open_port,
+    path,
+    poll_until_error,
+    round_trip,
+    start,
+    until,
+)
+
+import pyvirtnet
+from pyvirtnet import DeviceBroken, DeviceGone, DeviceTimeout
+from pyvirtnet.transport import vhost_messages
+
+__all__ = ["path", "start"]  # fixtures
+
+U64 = bytes(8)
+LIES = {
+    "another request": wire.answer(wire.SET_OWNER, U64),
+    "no reply flag": wire.answer(wire.GET_FEATURES, U64, flags=1),
+    "version 0": wire.answer(wire.GET_FEATURES, U64, flags=4),
+    "version 2": wire.answer(wire.GET_FEATURES, U64, flags=6),
+    "nothing in it": wire.answer(wire.GET_FEATURES, b""),
+    "too short": wire.answer(wire.GET_FEATURES, bytes(7)),
+    "too long": wire.answer(wire.GET_FEATURES, bytes(9)),
+    "far too long": wire.answer(wire.GET_FEATURES, bytes(4097)),
+    "four gigabytes": struct.pack("<III", wire.GET_FEATURES, 5, 0xFFFFFFFF),
+    "noise": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_an_answer_that_breaks_the_protocol(path, start, lie):
+    start(hooks={wire.GET_FEATURES: lambda _: lie})
+    before = descriptors()
+    with pytest.raises(DeviceBroken, match=f"back end at {path} breaks the protocol") as caught:
+        open_port(path)
+    assert caught.value.mend
+    until(lambda: descriptors() <= before)
+
+
+def test_an_answer_with_a_file_descriptor(path, start):
+    back_end = start()
+
+    def gift(_: wire.Message) -> bytes:
+        back_end.say(wire.answer(wire.GET_FEATURES, U64), [0, 1, 2])
+        return b""
+
+    back_end.hooks[wire.GET_FEATURES] = gift
+    before = descriptors()
+    with pytest.raises(DeviceBroken, match="file descriptor"):
+        open_port(path)
+    until(lambda: descriptors() <= before)
+
+
+@pytest.mark.parametrize(
+    ("request_", "payload", "error", "words"),
+    [
+        (wire.GET_QUEUE_NUM, struct.pack("<Q", 0), DeviceBroken, "0 queue pairs"),
+        (wire.GET_QUEUE_NUM, struct.pack("<Q", 1 << 40), DeviceBroken, "queue pairs"),
+        (wire.GET_STATUS, struct.pack("<Q", 0x10B), DeviceBroken, "0x10b"),
+        (wire.GET_STATUS, struct.pack("<Q", 3), pyvirtnet.FeatureMissing, "refused the features"),
+        (wire.GET_FEATURES, bytes(8), pyvirtnet.FeatureMissing, "legacy"),
+    ],
+)
+def test_values_that_cannot_be(path, start, request_, payload, error, words):  # noqa: PLR0917
+    start(hooks={request_: lambda _: wire.answer(request_, payload)})
+    with pytest.raises(error, match=words):
+        open_port(path)
+
+
+def test_an_answer_for_another_queue(path, start):
+    lie = wire.answer(wire.GET_VRING_BASE, struct.pack("<II", 1, 0))
+    start(hooks={wire.GET_VRING_BASE: lambda _: lie})
+    with open_port(path) as port, pytest.raises(DeviceBroken, match="for queue 1"):
+        port._transport.reset()
+
+
+def test_unknown_features_are_not_accepted(path, start):
+    back_end = start()
+    for request in (wire.GET_FEATURES, wire.GET_PROTOCOL_FEATURES):
+        every = wire.answer(request, b"\xff" * 8)
+        back_end.hooks[request] = lambda _, every=every: every
+    accepted = {}
+    for request in (wire.SET_FEATURES, wire.SET_PROTOCOL_FEATURES):
+        def keep(message: wire.Message, request: int = request) -> bytes:
+            accepted[request] = struct.unpack("<Q", message.payload)[0]
+            return back_end.close_link()
+
+        back_end.hooks[request] = keep
+    with pytest.raises(DeviceGone):
+        open_port(path)
+    assert accepted == {wire.SET_PROTOCOL_FEATURES: wire.EVERYTHING}
+
+
+def test_what_nobody_asked_for(path, start):
+    back_end = start()
+    with open_port(path) as port:
+        back_end.say(wire.answer(wire.GET_FEATURES, U64))
+        assert isinstance(error := poll_until_error(port), DeviceBroken)
+        assert "nobody asked" in str(error)
+        with pytest.raises(DeviceBroken):
+            port.recv_burst(1)
+        port.reset()
+        round_trip(port)
+
+
+# ---- stalling
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(vhost_messages, "ANSWER_SECONDS", 0.2)
+
+
+def test_silence(path, start, impatient):
+    start(hooks={wire.GET_FEATURES: lambda _: b""})
+    begin = time.monotonic()
+    with pytest.raises(DeviceTimeout, match=r"GET_FEATURES came for 0\.2 s"):
+        open_port(path)
+    assert time.monotonic() - begin < 2
+
+
+def test_an_answer_byte_by_byte_does_not_stretch_the_time(path, start, impatient):
+    back_end = start()
+
+    def trickle(_: wire.Message) -> bytes:
+        for byte in wire.answer(wire.GET_FEATURES, U64)[:-1]:
+            back_end._send(bytes([byte]))
+            time.sleep(0.05)
+        return b""
+
+    back_end.hooks[wire.GET_FEATURES] = trickle
+    begin = time.monotonic()
+    with pytest.raises(DeviceTimeout):
+        open_port(path)
+    assert time.monotonic() - begin < 0.9
+
+
+def test_a_back_end_that_hangs_at_close(path, start, impatient):
+    back_end = start()
+    port = open_port(path)
+    back_end.hooks[wire.GET_VRING_BASE] = lambda _: b""
+    begin = time.monotonic()
+    port.close()
+    assert time.monotonic() - begin < 2
+
+
+def test_memory_that_a_hanging_back_end_may_write_is_not_used_again(path, start, impatient):
+    back_end = start()
+    with open_port(path) as port:
+        round_trip(port, 9014)
+        memory = port._memory
+        back_end.hooks[wire.GET_VRING_BASE] = lambda _: b""
+        port.reset()
+        assert port._memory is not memory
+        del back_end.hooks[wire.GET_VRING_BASE]
+        round_trip(port, 60, 9014)
+        assert conserved(port)
+
+
+def test_a_late_answer_is_not_taken_for_another(path, start, impatient):
+    """After a time-out the connection is of no use: what comes later is out of step."""
+    back_end = start()
+    with open_port(path) as port:
+        back_end.hooks[wire.GET_CONFIG] = lambda _: b""
+        with pytest.raises(DeviceTimeout):
+            _ = port.link
+        with pytest.raises(DeviceGone, match="no answer to GET_CONFIG"):
+            _ = port.link
+
+
+def test_ctrl_c_in_an_exchange(path, start):
+    """The answer under way is lost, and so is the connection; the port says so and mends."""
+    back_end = start()
+    with open_port(path) as port:
+        def interrupt(_: wire.Message) -> bytes:
+            os.kill(os.getpid(), signal.SIGINT)
+            return b""
+
+        back_end.hooks[wire.GET_CONFIG] = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            _ = port.link
+        del back_end.hooks[wire.GET_CONFIG]
+        with pytest.raises(DeviceGone, match="interrupted"):
+            _ = port.link
+        port.reset()
+        round_trip(port)

@@ -1,0 +1,294 @@
+"""A back end that goes and comes back, reconnect=, and a front end that is the server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+
+import pytest
+from test_fork import in_child
+from vhost_fixtures import SECONDS, conserved, open_port, path, round_trip, start, until
+
+import pyvirtnet
+from pyvirtnet import DeviceBusy, DeviceGone, NoSuchDevice
+
+__all__ = ["path", "start"]  # fixtures
+
+
+def away(port: pyvirtnet.Port) -> None:
+    """Poll until the port has noticed."""
+    until(lambda: port.info()["posted_pages"] == 0, lambda: port.recv_burst(32))
+
+
+# ---- reconnect=
+
+
+def test_a_port_carries_on(path, start):
+    back_end = start()
+    with open_port(path, reconnect=True) as port:
+        recv, send, queue = port.recv_burst, port.send_burst, port.queues[0]
+        for life in range(1, 4):
+            round_trip(port, 60, 9014)
+            back_end.kill()
+            away(port)
+            assert (len(recv(32)), send([bytes(60)]), queue.reclaim()) == (0, 0, 0)
+            assert not port.link.up
+            assert port.info()["free_pages"] == port.info()["pages"]
+            back_end = start()
+            until(lambda: port.link.up, lambda: recv(32))
+            assert send([bytes(60)]) == 1
+            assert len(queue.recv_burst(1, timeout=SECONDS)) == 1
+            assert port.stats.rx_frames == 3 * life
+        assert conserved(port)
+        assert port.queues == [queue]
+
+
+def test_what_was_in_flight_is_counted_and_let_go_of(path, start):
+    back_end = start()
+    with open_port(path, reconnect=True) as port:
+        back_end.device.on_kick = None  # it takes nothing from now on
+        held = port.alloc_burst(8, 60)
+        assert port.send_burst(held) == 8
+        assert port.tx_pending == 8
+        back_end.device.deliver(*[bytes(60)] * 2)
+        back_end.kill()
+        until(lambda: port.stats.tx_lost, lambda: port.send_burst([]))
+        assert (port.stats.tx_lost, port.stats.rx_lost, port.tx_pending) == (8, 2, 0)
+        start()
+        until(lambda: port.link.up, lambda: port.send_burst([]))
+        round_trip(port)
+        stats = port.stats
+        assert stats.tx_frames == stats.tx_reclaimed + stats.tx_lost + port.tx_pending
+        assert conserved(port)
+
+
+def test_views_outlive_the_back_end(path, start):
+    back_end = start()
+    with open_port(path, reconnect=True) as port:
+        frame = os.urandom(9014)
+        port.send_burst([frame])
+        burst = port.recv_burst(1, timeout=SECONDS)
+        view = burst[0].frags[0]
+        before = bytes(view)
+        back_end.kill()
+        away(port)
+        start()
+        until(lambda: port.link.up, lambda: port.recv_burst(32))
+        round_trip(port, *[9014] * 300)
+        assert bytes(view) == before
+        assert bytes(burst[0]) == frame
+        assert port.send_burst(burst) == 1
+        assert bytes(port.recv_burst(1, timeout=SECONDS)[0]) == frame
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_thread_that_waits_goes_on_waiting(path, start, timeout):
+    back_end = start()
+    got: list[int] = []
+    with open_port(path, reconnect=True) as port:
+        waits = threading.Thread(
+            target=lambda: got.append(len(port.recv_burst(1, timeout=timeout)))
+        )
+        waits.start()
+        back_end.kill()
+        until(lambda: not port.link.up)
+        again = start()
+        device = again.device
+        until(lambda: device.live and device.deliver(bytes(60)), lambda: time.sleep(0.001))
+        waits.join(SECONDS)
+        assert got == [1]
+
+
+def test_two_threads_through_three_deaths(path, start):
+    back_end = start()
+    done = threading.Event()
+    errors: list[BaseException] = []
+    with open_port(path, reconnect=True) as port:
+        tx = port.alloc_burst(16, 60)
+
+        def run(call):
+            try:
+                while not done.is_set():
+                    call()
+            except BaseException as error:
+                errors.append(error)
+
+        calls = (lambda: port.recv_burst(32, timeout=0.05), lambda: port.send_burst(tx))
+        threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+        for thread in threads:
+            thread.start()
+
+        def receives_more():
+            before = port.stats.rx_frames
+            until(lambda: port.stats.rx_frames > before + 500, lambda: time.sleep(0.001))
+
+        for _ in range(3):
+            receives_more()
+            back_end.kill()
+            back_end = start()
+        receives_more()
+        done.set()
+        for thread in threads:
+            thread.join(SECONDS)
+        assert errors == []
+        until(lambda: port.tx_pending == 0, lambda: (port.recv_burst(32), port.reclaim()))
+        assert conserved(port)
+
+
+def test_giving_up(path, start):
+    back_end = start()
+    with open_port(path, reconnect=0.2) as port:
+        back_end.kill()
+        begin = time.monotonic()
+        with pytest.raises(DeviceGone, match=r"did not come back within 0\.2 s"):
+            until(lambda: False, lambda: port.recv_burst(32))
+        assert 0.2 <= time.monotonic() - begin < 3
+        with pytest.raises(DeviceGone, match="did not come back"):
+            port.send_burst([bytes(60)])
+        start()
+        port.reset()
+        round_trip(port)
+
+
+def test_resetting_and_closing_while_away(path, start):
+    back_end = start()
+    port = open_port(path, reconnect=True)
+    back_end.kill()
+    away(port)
+    with pytest.raises(NoSuchDevice):
+        port.reset()
+    start()
+    port.reset()
+    round_trip(port)
+    port.close()
+
+
+def test_a_device_that_comes_back_broken_is_tried_again(path, start):
+    """A back end whose features are missing: the port stays away, and takes the next one."""
+    from pyvirtnet.testing import Loopback, mask
+
+    back_end = start()
+    with open_port(path, reconnect=True) as port:
+        back_end.kill()
+        legacy = start(Loopback(features=mask("mac"), required=0))
+        until(lambda: legacy.log, lambda: port.recv_burst(32))
+        assert port.recv_burst(1, timeout=0.2).lengths.size == 0
+        legacy.kill()
+        start()
+        until(lambda: port.info()["posted_pages"], lambda: port.recv_burst(32))
+        round_trip(port)
+
+
+def test_reconnecting_is_for_back_ends():
+    with pytest.raises(ValueError, match="vhost-user"):
+        pyvirtnet.open("sim:loopback", reconnect=True)
+
+
+# ---- waiting for a back end, and being the server
+
+
+def test_a_client_waits_for_its_back_end(path, start):
+    timer = threading.Timer(0.1, start)
+    timer.start()
+    with open_port(f"{path}?wait=10") as port:
+        round_trip(port)
+    timer.join()
+
+
+def test_nobody_there(path):
+    with pytest.raises(NoSuchDevice, match="start the back end first"):
+        open_port(path)
+
+
+def test_server_mode(path, start):
+    back_end = start(client=True)
+    with open_port(f"{path}?server=on") as port:
+        round_trip(port, 60, 9014)
+        back_end.kill()
+        assert os.path.exists(path)
+        start(client=True)
+        port.reset()
+        round_trip(port)
+    assert not os.path.exists(path)
+
+
+def test_reconnecting_as_the_server(path, start):
+    back_end = start(client=True)
+    with open_port(f"{path}?server=on", reconnect=True) as port:
+        back_end.kill()
+        away(port)
+        start(client=True)
+        until(lambda: port.link.up, lambda: port.recv_burst(32))
+        round_trip(port)
+
+
+def test_a_server_waits_a_bound_time_and_leaves_no_socket(path):
+    begin = time.monotonic()
+    with pytest.raises(NoSuchDevice, match=r"waited for 0\.2 s"):
+        open_port(f"{path}?server=on&wait=0.2")
+    assert time.monotonic() - begin < 2
+    assert not os.path.exists(path)
+
+
+def test_what_a_crashed_server_left_is_replaced(path, start):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as crashed:
+        crashed.bind(path)
+    start(client=True)
+    with open_port(f"{path}?server=on") as port:
+        round_trip(port)
+
+
+def test_a_path_that_another_server_has(path, start):
+    start()
+    with pytest.raises(DeviceBusy, match="another server listens there"):
+        open_port(f"{path}?server=on&wait=0")
+    with open_port(path) as port:
+        round_trip(port)
+
+
+def test_a_path_that_is_a_file(path):
+    with open(path, "w") as file:
+        file.write("precious")
+    with pytest.raises(NoSuchDevice, match="no socket"):
+        open_port(f"{path}?server=on&wait=0")
+    with open(path) as file:
+        assert file.read() == "precious"
+
+
+def test_a_server_removes_only_its_own_socket(path, start):
+    start(client=True)
+    with open_port(f"{path}?server=on"):
+        os.unlink(path)
+        with open(path, "w"):
+            pass
+    assert os.path.exists(path)
+
+
+def test_a_forked_child_leaves_the_socket_and_the_back_end_alone(path, start):
+    start(client=True)
+    with open_port(f"{path}?server=on") as port:
+        def check():
+            with pytest.raises(pyvirtnet.PortClosed):
+                port.recv_burst(1)
+            port.close()
+
+        assert in_child(check) == 0
+        assert os.path.exists(path)
+        round_trip(port)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "?server=on", "{}?server=yes", "{}?wait=-1", "{}?wait=nan", "{}?colour=blue"]
+)
+def test_an_address_that_means_nothing(path, address):
+    with pytest.raises(NoSuchDevice) as caught:
+        open_port(address.format(path))
+    assert "/path" in caught.value.mend
+
+
+def test_a_path_that_is_too_long(tmp_path):
+    for query in ("", "?server=on&wait=0"):
+        with pytest.raises(NoSuchDevice, match="too long"):
+            open_port(str(tmp_path / ("x" * 200)) + query)
