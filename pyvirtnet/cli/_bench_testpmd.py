@@ -90,21 +90,31 @@ class Testpmd:
     """A dpdk-testpmd that forwards on one core and is commanded through its prompt."""
 
     def __init__(
-        self, core: int, main_core: int, devices: Sequence[str], options: Sequence[str] = ()
+        self,
+        core: int,
+        main_core: int,
+        devices: Sequence[str],
+        options: Sequence[str] = (),
+        *,
+        huge: bool = True,
     ) -> None:
-        """`devices` are EAL's options for what it drives, `options` those of testpmd itself."""
+        """`devices` are EAL's options for what it drives, `options` those of testpmd itself.
+
+        Without huge pages it is slower, needs no privileges, and can only be the device.
+        """
         program = shutil.which("dpdk-testpmd")
         if program is None:
             raise NoSuchDevice(
                 "cannot run dpdk-testpmd", "it is not installed", "apt-get install dpdk-dev"
             )
-        # --in-memory leaves no files behind; pdeathsig: it must not outlive this process
+        pages = ["--in-memory", "--single-file-segments"] if huge else ["--no-huge", "--no-shconf"]
+        # neither leaves files behind; pdeathsig: it must not outlive this process
         # stdbuf: answers must come before the prompt that ends them
         command = ["setpriv", "--pdeathsig", "KILL", "stdbuf", "-oL", program]
-        command += ["-v", "--in-memory", "--no-telemetry", *devices]
+        command += ["-v", "--no-telemetry", *pages, *devices]
         command += ["--log-level=lib.vhost.config:warning"]
         command += ["--main-lcore", str(main_core), "-l", f"{core},{main_core}"]
-        command += ["-m", str(MEMORY_MIB), "--single-file-segments"]
+        command += ["-m", str(MEMORY_MIB)]
         command += ["--", "-i", "--nb-cores=1", f"--total-num-mbufs={MBUFS}", *options]
         self._text = ""
         self._process = subprocess.Popen(
