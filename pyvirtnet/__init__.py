@@ -62,6 +62,8 @@ __all__ = [
     "swap_macs",
 ]
 
+__version__ = "0.1.0"
+
 # numpy takes a second to import in a small machine; `tools/bind` and its like do without.
 _LATER = {
     **dict.fromkeys(("Frame", "RxBurst", "TxBurst"), "._burst"),

@@ -39,6 +39,7 @@ cdef struct Store:
     uint32_t slot               # first head slot, if it is the pool's
     uint32_t nslots             # 0: the heads are not head slots
     uint32_t capacity_class
+    uint32_t generation         # forks that this process's line had seen when it was made
     uint8_t *heads              # the first frame's head
     uint32_t *begin             # nframes + 1 indices into frags; NULL while no frame has any
     Frag *frags
@@ -79,6 +80,7 @@ cdef void give_slots(Pool *pool, uint32_t first, uint32_t count) noexcept nogil
 cdef Store *take_store(Pool *pool, uint32_t frames) noexcept nogil
 cdef bint attach_frags(Store *store, uint32_t frame) noexcept nogil
 cdef void hold_slots(Store *store, uint32_t first, uint32_t count) noexcept nogil
+cdef bint is_ours(const Store *store) noexcept nogil
 cdef void drop_store(Store *store, uint32_t by) noexcept
 cdef Store *new_linear_store(uint32_t frames) noexcept nogil
 

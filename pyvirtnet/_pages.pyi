@@ -2,6 +2,8 @@
 
 from .dma import Region
 
+def disown_stores() -> None: ...
+
 class PagePool:
     region: Region
     def __init__(

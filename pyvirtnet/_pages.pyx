@@ -111,6 +111,20 @@ cdef void give_slots(Pool *pool, uint32_t first, uint32_t count) noexcept nogil:
     unlock(&pool.lock)
 
 
+cdef uint32_t _generation = 0
+
+
+def disown_stores():
+    """In a forked child: what stores hold is the parent's DMA memory, a mere copy of it here."""
+    global _generation
+    _generation += 1
+
+
+cdef bint is_ours(const Store *store) noexcept nogil:
+    """Does it lie in memory that devices of this process see?"""
+    return store.generation == _generation
+
+
 # ---- stores ------------------------------------------------------------------------------------
 
 cdef Store *take_store(Pool *pool, uint32_t frames) noexcept nogil:
@@ -137,6 +151,7 @@ cdef Store *_allocate_store(uint32_t frames) noexcept nogil:
     cdef Store *store = <Store *>calloc(1, sizeof(Store) + frames * sizeof(uint32_t))
     if store != NULL:
         store.lengths = <uint32_t *>(store + 1)
+        store.generation = _generation
     return store
 
 

@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 import os
 import select
 import time
+from contextlib import suppress
 
 from ._barrier cimport enter, hold, leave
 from ._burst cimport Burst, Frame, RxBurst, empty_rx_burst, new_rx_burst
@@ -23,6 +24,7 @@ from ._pages cimport (
     drop_store,
     give_slots,
     hold_slots,
+    is_ours,
     page_address,
     page_iova,
     take_pages,
@@ -227,6 +229,8 @@ cdef class QueuePair:
         if burst.count == 0:
             if timeout is None or timeout > 0:
                 return self._wait(n, timeout)
+            if not timeout == 0:
+                raise ValueError(f"a timeout is None or seconds from 0 up, not {timeout!r}")
             self._idle()
         return burst
 
@@ -248,6 +252,7 @@ cdef class QueuePair:
                     rx_refill(&self.rx, burst.count == 0)
             finally:
                 leave(&self.tx_busy)
+        self.rx.stats.no_pages += self.rx.nhungry != 0
         if self.rx.bell.due:
             self._call_rx()
         return burst
@@ -317,7 +322,8 @@ cdef class QueuePair:
                 if left <= 0:
                     return burst
                 if poller.poll(left * 1000 if self.irq_fd >= 0 else 1) and self.closed is None:
-                    os.eventfd_read(self.irq_fd)
+                    with suppress(BlockingIOError):  # somebody else was quicker
+                        os.eventfd_read(self.irq_fd)
         finally:
             split_set_interrupts(&self.rx.vq, False)
 
@@ -369,6 +375,8 @@ cdef class QueuePair:
         cdef uint32_t frame
         if rows.count == 0:
             return 0
+        if not is_ours(store):
+            raise self._foreign()
         hold(&store.refs, rows.count)
         if store.begin == NULL:
             i = tx_put_linear(&self.tx, store, rows.start, rows.step, rows.index, rows.count)
@@ -400,6 +408,8 @@ cdef class QueuePair:
             return self._put_copy(item, i)
         frame = item
         store = frame.burst.store
+        if not is_ours(store):
+            raise self._foreign()
         if store.lengths[frame.index] > self.tx.max_frame:
             raise self._size_error(i, store.lengths[frame.index])
         hold(&store.refs, 1)
@@ -424,6 +434,9 @@ cdef class QueuePair:
         finally:
             PyBuffer_Release(&view)
         if store == NULL:
+            if pages_for(view.len) > self.pool.pool.npages:
+                raise ValueError(f"a copy of frame {i} needs {pages_for(view.len)} pages; "
+                                 f"{self.name} has {self.pool.pool.npages}: open it with pages=N")
             self.tx.stats.full += 1
             return 0
         if tx_put(&self.tx, store, 0) == PUT_TAKEN:
@@ -528,6 +541,11 @@ cdef class QueuePair:
                             "the device broke the virtio contract: " + _LIES[code].format(value),
                             "port.reset() starts it anew; report it to who makes the device")
 
+    def _foreign(self):
+        return PortClosed(f"{self.name} cannot send this burst",
+                          "its memory belongs to the process that this one was forked from",
+                          "send a copy: bytes(frame)")
+
     def _size_error(self, i, size):
         return ValueError(f"frame {i} has {size} bytes; {self.name} sends {MIN_FRAME} to "
                           f"{self.tx.max_frame}")
@@ -543,6 +561,15 @@ cdef object _as_bytes(item, Py_ssize_t i):
         raise TypeError(f"frame {i} is a {type(item).__name__}; frames are bytes-likes, tuples of "
                         "bytes-likes, or frames of a burst") from None
     return item if view.c_contiguous else view.tobytes()
+
+
+cdef Py_ssize_t pages_for(Py_ssize_t length) noexcept:
+    """Pages that a copy of a frame takes."""
+    if length <= HEAD_BYTES:
+        return 0
+    if length <= PAGE_BYTES - HEADER_BYTES:
+        return 1
+    return (length - HEAD_BYTES + PAGE_BYTES - 1) // PAGE_BYTES
 
 
 cdef Store *_copy_in(PagePool pool, const uint8_t *data, uint32_t length) noexcept:

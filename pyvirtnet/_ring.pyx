@@ -1,9 +1,9 @@
 """The core: post pages, merge buffers into frames, copy heads; send, reclaim on the next send."""
 
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
-from ._barrier cimport copy_head, eventfd_add, mmio_store16, prefetch
+from ._barrier cimport copy_head, eventfd_add, mmio_store16, peek, prefetch
 from ._layout cimport DESC_NEXT, DESC_WRITE, Desc, NetHdr
 from ._pages cimport (
     HEAD_BYTES,
@@ -57,6 +57,8 @@ cdef bint rx_create(RxRing *rx, Pool *pool, uint32_t size, uint8_t *memory, uint
     rx.exposures = rx.published = rx.broken = 0
     rx.threshold = max(1, min(32, size // 8))
     rx.page_of = <uint32_t *>calloc(size, sizeof(uint32_t))
+    if rx.page_of != NULL:
+        memset(rx.page_of, 0xFF, size * sizeof(uint32_t))  # NO_PAGE: nothing to give back yet
     rx.exposed = <uint64_t *>calloc(size, sizeof(uint64_t))
     rx.hungry = <uint16_t *>calloc(size, sizeof(uint16_t))
     rx.fresh = <uint32_t *>calloc(size, sizeof(uint32_t))
@@ -64,7 +66,6 @@ cdef bint rx_create(RxRing *rx, Pool *pool, uint32_t size, uint8_t *memory, uint
     if not (rx.page_of and rx.exposed and rx.hungry and rx.fresh and rx.claimed):
         raise MemoryError
     for i in range(size):
-        rx.page_of[i] = NO_PAGE
         rx.exposed[i] = NEVER
         rx.hungry[i] = size - 1 - i
     rx.nhungry = size
@@ -105,6 +106,11 @@ cdef int rx_pending(RxRing *rx) noexcept nogil:
     return pending
 
 
+cdef inline uint32_t _buffers(uint8_t *page) noexcept nogil:
+    """num_buffers of a received header, read once (5.1.6.4)."""
+    return peek(&(<NetHdr *>page).num_buffers)
+
+
 cdef uint32_t rx_waiting(RxRing *rx) noexcept nogil:
     """Frames that the device has delivered and nobody has received: for the books, at a reset."""
     cdef uint32_t frames = 0, done = 0, count = 1
@@ -115,8 +121,8 @@ cdef uint32_t rx_waiting(RxRing *rx) noexcept nogil:
         if _check(rx, entry, HEADER_BYTES):
             break
         if rx.mergeable:
-            count = (<NetHdr *>page_address(rx.pool, rx.page_of[<uint32_t>entry])).num_buffers
-        if count == 0:
+            count = _buffers(page_address(rx.pool, rx.page_of[<uint32_t>entry]))
+        if _claim(rx, done, count, pending - done):
             break
         done += count
         frames += 1
@@ -230,7 +236,7 @@ cdef uint32_t _small_run(RxRing *rx, Store *store, uint32_t n, uint32_t want, ui
         if size - MIN_FRAME > HEAD_BYTES - MIN_FRAME:  # unsigned: too short is too long as well
             break
         page = pages + <size_t>page_of[id] * PAGE_STRIDE
-        if mergeable and (<NetHdr *>page).num_buffers != 1:
+        if mergeable and _buffers(page) != 1:
             break
         copy_head(head, page + HEADER_BYTES, size)
         lengths[run] = size
@@ -288,7 +294,7 @@ cdef uint32_t _receive_one(RxRing *rx, Store *store, uint32_t n, uint16_t first,
     if _check(rx, entry, HEADER_BYTES):
         return 0
     if rx.mergeable:
-        count = (<NetHdr *>page_address(rx.pool, rx.page_of[<uint32_t>entry])).num_buffers
+        count = _buffers(page_address(rx.pool, rx.page_of[<uint32_t>entry]))
     if store.begin == NULL and not attach_frags(store, n):
         return 0
     if _claim(rx, first, count, pending):
@@ -305,7 +311,6 @@ cdef void rx_refill(RxRing *rx, bint idle) noexcept nogil:
         return
     if rx.nhungry:
         count = take_pages(rx.pool, rx.fresh, rx.nhungry)
-        rx.stats.no_pages += count < rx.nhungry
         for i in range(count):
             rx.nhungry -= 1
             id = rx.hungry[rx.nhungry]

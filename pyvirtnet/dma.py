@@ -24,6 +24,7 @@ from .errors import OutOfMemory
 HUGE_PAGE = 2 << 20
 SMALL_PAGE = mmap.PAGESIZE
 PHYSICAL = os.sysconf("SC_PHYS_PAGES") * SMALL_PAGE  # bytes of memory that the machine has
+END_IOVA = 1 << 38  # half of what the smallest virtual IOMMU can address
 FIRST_IOVA = 4 << 30  # above the reserved MSI window, below the 39 bits of a small IOMMU
 _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _MAP_FIXED = 0x10
@@ -165,10 +166,18 @@ class Memory:
         raise AssertionError("unreachable")
 
     def _reserve(self, size: int) -> int:
-        """Bus addresses for a region, never used before: a device that is late finds nothing."""
+        """Bus addresses for a region: not those used last, where a late device might write."""
+        size = -(-size // HUGE_PAGE) * HUGE_PAGE
         with self._lock:
+            if self._next_iova + size > END_IOVA:
+                self._next_iova = FIRST_IOVA
+            for region in self.regions():
+                if self._next_iova < region.iova + region.size and (
+                    region.iova < self._next_iova + size
+                ):
+                    self._next_iova = -(-(region.iova + region.size) // HUGE_PAGE) * HUGE_PAGE
             iova = self._next_iova
-            self._next_iova += -(-size // HUGE_PAGE) * HUGE_PAGE
+            self._next_iova += size
         return iova
 
     def _out_of_memory(self, size: int, why: str) -> OutOfMemory:
@@ -211,8 +220,9 @@ class Arena:
         self.forget()
 
     def forget(self) -> None:
-        """In a forked child: the thread that may have held the lock is not here."""
+        """In a forked child: its memory is no device's, and who held the lock is not here."""
         self._lock = Lock()
+        self._gaps.clear()
 
     def take(self, size: int) -> Block:
         """`size` bytes on a cache line of their own."""
@@ -247,6 +257,8 @@ class Arena:
     def _merge_returned(self) -> None:
         while self._returned:
             region, offset, size = self._returned.popleft()
+            if region not in self._gaps:  # from before a fork
+                continue
             gaps = self._gaps[region] = _merged([*self._gaps[region], (offset, size)])
             if gaps == [(0, region.size)] and len(self._gaps) > 1:
                 del self._gaps[region]

@@ -6,10 +6,11 @@ import atexit
 import os
 import secrets
 import struct
+import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from math import inf
 from threading import RLock
@@ -18,7 +19,7 @@ from typing import Any
 
 from . import dma
 from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
-from ._pages import PagePool
+from ._pages import PagePool, disown_stores
 from ._queue import QueuePair, ring_bytes, ring_parts
 from .errors import (
     DeviceBroken,
@@ -27,6 +28,7 @@ from .errors import (
     FeatureMissing,
     NotVirtioNet,
     PortClosed,
+    QueueBusy,
 )
 from .negotiate import Features, negotiate, parse
 from .spec import LINK_UP, MAX_FRAME, MAX_SPLIT_QUEUE, MIN_FRAME, PAGE, Feature, NetConfig, Status
@@ -137,14 +139,18 @@ class Port:
         self._ring_size, self._pages = ring_size, pages
         self._wanted = parse(()) if wanted is None else wanted
         self.name = transport.name
-        self.queues: list[QueuePair] = []
+        self._queues: list[QueuePair] = []
         self._past: list[QueuePair] = []  # stopped; some wait for a call to end
         self._sizes: list[int] = []  # of the rings that the memory was allocated for
         self._memory: dma.Region | None = None
         self._pool: PagePool | None = None
         self._bells: dict[int, Doorbell] = {}
+        self._random_mac = Mac(bytes([0x02]) + secrets.token_bytes(5))
         self._closed = False
-        self._bring_up()
+        self._changing = False  # reset() or a return of the device is under way
+        self._close_wanted = False  # and close() was called in the middle of it
+        with self._change():
+            self._bring_up()
         _open_ports.add(self)
 
     # ---- the datapath: bound to queue pair 0, without a Python frame in between -------------
@@ -183,6 +189,11 @@ class Port:
             raise PortClosed(f"{self.name} is closed", mend="open the port again")
         block = dma.arena.take(n * tx_stride(size))
         return make_tx_burst(block, block.address, block.iova, n, size)
+
+    @property
+    def queues(self) -> tuple[QueuePair, ...]:
+        """The queue pairs; each has `recv_burst`, `send_burst` and `reclaim` of its own."""
+        return tuple(self._queues)
 
     # ---- what the NIC is --------------------------------------------------------------------
 
@@ -270,7 +281,7 @@ class Port:
         """
         if self._closed:
             raise PortClosed(f"{self.name} is closed", mend="open the port again")
-        with self._care:
+        with self._care, self._change():
             mend = "call it again; if it failed, port.reset() once more"
             self._take_down(PortClosed(f"{self.name} is closed", "the port is being reset", mend))
             self._transport.revive()
@@ -283,11 +294,30 @@ class Port:
             return
         why = PortClosed(f"{self.name} is closed", "the port was closed", "open the port again")
         with self._care:
+            if self._changing:  # by a signal handler or finaliser in the middle of reset()
+                self._close_wanted = True
+                return
             self._take_down(why)
-            self._closed = True
-            _open_ports.discard(self)
             self._transport.close()
+            self._closed = True  # not before: a close() that Ctrl-C broke off can be repeated
+            _open_ports.discard(self)
             self._memory = self._pool = None
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Taking the device down and up again; what comes in between is refused or put off."""
+        if self._changing:
+            raise QueueBusy(
+                f"{self.name} cannot be reset", "a reset is under way", "let it finish first"
+            )
+        self._changing = True
+        try:
+            yield
+        finally:
+            self._changing = False
+            if self._close_wanted:
+                self._close_wanted = False
+                self.close()
 
     def __enter__(self) -> Port:
         return self
@@ -331,8 +361,9 @@ class Port:
         features = self._features = negotiate(device.offered_features(), self._wanted)
         mtu = self._config("<H", NetConfig.MTU) if Feature.MTU in features.negotiated else None
         mergeable = Feature.MRG_RXBUF in features.negotiated
-        if mtu is not None and not mergeable and mtu + ETHERNET_HEADER + NET_HEADER > PAGE:
-            # 5.1.4.2: with MTU accepted, every receive buffer would have to hold such a frame
+        most = min(self._ring_size or MAX_FRAME, self._pages or MAX_FRAME) if mergeable else 1
+        if mtu is not None and mtu + ETHERNET_HEADER + NET_HEADER > most * PAGE:
+            # 5.1.4.2: with MTU accepted, there would have to be buffers for such a frame
             features = negotiate(device.offered_features(), self._wanted - {Feature.MTU})
             self._features, mtu = features, None
         self._max_frame = MAX_FRAME if mtu is None else min(MAX_FRAME, mtu + ETHERNET_HEADER)
@@ -341,7 +372,9 @@ class Port:
         if not device.status() & Status.FEATURES_OK:
             names = ", ".join(sorted(feature.name.lower() for feature in features.negotiated))
             raise FeatureMissing(
-                f"{self.name} refused the features it was asked for", f"asked for {names}"
+                f"{self.name} refused the features it was asked for",
+                f"asked for {names}",
+                'leave some out: open(..., features=["-mrg_rxbuf"]) and the like',
             )
         self._mac = self._read_mac()
 
@@ -352,7 +385,7 @@ class Port:
             self._memory, self._pool = self._allocate(sizes)
         self._sizes = sizes
         offsets = (0, ring_bytes(sizes[0]))
-        if not self.queues:
+        if not self._queues:
             self._make_queues()
         self.queues[0].set_up(
             self._pool,
@@ -376,7 +409,7 @@ class Port:
             self._past.remove(queue)
         else:
             queue = QueuePair(self.name, _look_at(weakref.WeakMethod(self._look)))
-        self.queues = [queue]
+        self._queues = [queue]
         # The documented methods are shadowed by the queue's own, which take no Python frame.
         vars(self).update(
             recv_burst=queue.recv_burst, send_burst=queue.send_burst, reclaim=queue.reclaim
@@ -396,10 +429,16 @@ class Port:
         """The size asked for, else the device's; a power of two that both can have (2.7)."""
         largest = self._transport.queue_max_size(index)
         if largest == 0:
-            raise NotVirtioNet(f"{self.name} has no queue {index}", "every network device has two")
+            raise NotVirtioNet(
+                f"{self.name} has no queue {index}",
+                "every network device has two",
+                "see `tools/bind status` for network devices",
+            )
         if largest & (largest - 1) or largest > MAX_SPLIT_QUEUE:
             raise DeviceBroken(
-                f"{self.name} cannot be set up", f"its queue {index} has the size {largest} (2.7)"
+                f"{self.name} cannot be set up",
+                f"its queue {index} has the size {largest}, not a power of two up to 32768 (2.7)",
+                "report it to who makes the device",
             )
         if self._ring_size is None:
             return self._transport.default_ring_size or largest
@@ -413,7 +452,7 @@ class Port:
     def _read_mac(self) -> Mac:
         if Feature.MAC in self._features.negotiated:
             return Mac(self._transport.read_config(NetConfig.MAC, 6))
-        return Mac(bytes([0x02]) + secrets.token_bytes(5))
+        return self._random_mac
 
     def _config(self, layout: str, offset: int) -> int:
         raw = self._transport.read_config(offset, struct.calcsize(layout))
@@ -428,7 +467,7 @@ class Port:
             pass  # and with it all it could reach
         except Error:
             self._memory = self._pool = None  # it may go on writing: leave that memory to it
-        queues, self.queues = self.queues, []
+        queues, self._queues = self._queues, []
         self._past += queues
         for queue in queues:
             if not queue.stop(why):  # a call is under way: the next rings get memory of their own
@@ -439,6 +478,8 @@ class Port:
         if self._closed or not self._care.acquire(blocking=False):
             return
         try:
+            if self._changing:
+                return
             if self._gone_at is None:
                 self._check()
             if self._gone_at is not None and time.monotonic() >= self._next_try:
@@ -461,9 +502,10 @@ class Port:
 
     def _try_again(self, gone_at: float) -> None:
         try:
-            self._transport.revive(0.0)
-            self._bring_up()
-            self._gone_at = None
+            with self._change():
+                self._transport.revive(0.0)
+                self._bring_up()
+                self._gone_at = None
         except Error as error:
             now = time.monotonic()
             self._next_try = now + RETRY_SECONDS
@@ -503,10 +545,14 @@ _open_ports: weakref.WeakSet[Port] = weakref.WeakSet()
 def _close_all() -> None:
     """Leave no device alive at exit. The kernel does the same for a process that is killed."""
     for port in list(_open_ports):
-        port.close()
+        try:
+            port.close()
+        except BaseException:  # one that cannot be closed keeps no other from it
+            sys.excepthook(*sys.exc_info())
 
 
 def _after_fork() -> None:
+    disown_stores()
     for port in list(_open_ports):
         port._abandon()
     _open_ports.clear()

@@ -91,3 +91,21 @@ def test_the_child_can_open_ports_of_its_own(held):
             assert bytes(port.recv_burst(1)[0]) == b"q" * 60
 
     assert in_child(check) == 0
+
+
+def test_bursts_of_the_parent_are_not_sent_by_the_child(held):
+    parent, burst = held
+    rows = parent.alloc_burst(2, 60)
+
+    def check():
+        with pyvirtnet.open("sim:loopback") as port:
+            for frames in (burst, [burst[0]], rows):
+                with pytest.raises(pyvirtnet.PortClosed, match="forked"):
+                    port.send_burst(frames)
+            assert port.send_burst([bytes(burst[0])]) == 1
+            assert bytes(port.recv_burst(1)[0]) == b"a" * 5000
+            fresh = port.alloc_burst(2, 60)
+            assert port.send_burst(fresh) == 2
+            assert len(port.recv_burst(2)) == 2
+
+    assert in_child(check) == 0

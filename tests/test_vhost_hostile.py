@@ -95,6 +95,7 @@ def test_unknown_features_are_not_accepted(path, start):
         back_end.hooks[request] = lambda _, every=every: every
     accepted = {}
     for request in (wire.SET_FEATURES, wire.SET_PROTOCOL_FEATURES):
+
         def keep(message: wire.Message, request: int = request) -> bytes:
             accepted[request] = struct.unpack("<Q", message.payload)[0]
             return back_end.close_link()
@@ -186,6 +187,7 @@ def test_ctrl_c_in_an_exchange(path, start):
     """The answer under way is lost, and so is the connection; the port says so and mends."""
     back_end = start()
     with open_port(path) as port:
+
         def interrupt(_: wire.Message) -> bytes:
             os.kill(os.getpid(), signal.SIGINT)
             return b""

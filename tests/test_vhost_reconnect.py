@@ -42,7 +42,7 @@ def test_a_port_carries_on(path, start):
             assert len(queue.recv_burst(1, timeout=SECONDS)) == 1
             assert port.stats.rx_frames == 3 * life
         assert conserved(port)
-        assert port.queues == [queue]
+        assert port.queues == (queue,)
 
 
 def test_what_was_in_flight_is_counted_and_let_go_of(path, start):
@@ -269,6 +269,7 @@ def test_a_server_removes_only_its_own_socket(path, start):
 def test_a_forked_child_leaves_the_socket_and_the_back_end_alone(path, start):
     start(client=True)
     with open_port(f"{path}?server=on") as port:
+
         def check():
             with pytest.raises(pyvirtnet.PortClosed):
                 port.recv_burst(1)

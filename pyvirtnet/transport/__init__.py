@@ -7,6 +7,8 @@ from .base import Transport
 
 def open_transport(address: str) -> Transport:
     """The transport of an address: "sim:NAME", "vhost-user:/path", else PCI. Imported on demand."""
+    if not isinstance(address, str):
+        raise TypeError(f"a port's address is a string such as '0000:00:04.0', not {address!r}")
     kind, colon, _ = address.partition(":")
     if colon and kind == "sim":
         from .sim import open_sim

@@ -101,11 +101,13 @@ class SimTransport(Transport, dma.Mapper):
         if self.closed:
             return
         self.closed = True
-        self.device.write_status(0)
-        dma.memory.detach(self)
-        self._memory.replace(())
-        self.device.translate = self.device.interrupt = None
-        self._close_fds()
+        try:
+            self.device.write_status(0)
+        finally:
+            dma.memory.detach(self)
+            self._memory.replace(())
+            self.device.translate = self.device.interrupt = None
+            self._close_fds()
 
     def abandon(self) -> None:
         self.closed = True

@@ -145,10 +145,12 @@ class VfioPciTransport(Transport):
         return -1 if vector == spec.NO_VECTOR else self._device.eventfds[vector]
 
     def close(self) -> None:
-        if self._common.length and not self._device.closed:
-            with suppress(Error):  # gone, or stuck: the PCI function's reset ends its DMA
-                self.reset()
-        self._device.close()
+        try:
+            if self._common.length and not self._device.closed:
+                with suppress(Error):  # gone, or stuck: the PCI function's reset ends its DMA
+                    self.reset()
+        finally:  # Ctrl-C in the middle included
+            self._device.close()
 
     def abandon(self) -> None:
         """After fork, in the child: close what was inherited, without touching the device."""

@@ -1,0 +1,166 @@
+"""Defects that were found, by what one saw of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import pyvirtnet
+from pyvirtnet import dma
+
+
+def test_the_queues_of_a_port_cannot_be_taken_from_it():
+    with pyvirtnet.open("sim:loopback") as port:
+        assert isinstance(port.queues, tuple)
+        with pytest.raises(AttributeError):
+            port.queues = ()
+        send = port.send_burst
+    with pytest.raises(pyvirtnet.PortClosed):
+        send([bytes(60)])
+
+
+class Interrupted:
+    """A signal at the n-th access to a device's status."""
+
+    def __init__(self, port, number, handler):
+        device = port._transport.device
+        inner = device.read_status
+
+        def read_status():
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return inner()
+
+        self.left, self.device = number, device
+        self.before = signal.signal(signal.SIGUSR1, lambda *_: handler())
+        device.read_status = read_status
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        del self.device.read_status
+        signal.signal(signal.SIGUSR1, self.before)
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_reset_inside_a_reset_is_refused(number):
+    with pyvirtnet.open("sim:loopback") as port:
+        refused = []
+
+        def again():
+            try:
+                port.reset()
+            except pyvirtnet.QueueBusy as busy:
+                refused.append(busy)
+
+        with Interrupted(port, number, again):
+            port.reset()
+        assert len(refused) == 1
+        port.send_burst([b"x" * 60])
+        assert bytes(port.recv_burst(1)[0]) == b"x" * 60
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_close_inside_a_reset_comes_after_it(number):
+    port = pyvirtnet.open("sim:loopback")
+    with Interrupted(port, number, port.close):
+        port.reset()
+    with pytest.raises(pyvirtnet.PortClosed):
+        port.recv_burst(1)
+
+
+def test_a_close_that_ctrl_c_broke_off_can_be_repeated():
+    port = pyvirtnet.open("sim:loopback")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with Interrupted(port, 1, interrupt), pytest.raises(KeyboardInterrupt):
+        port.close()
+    port.close()
+    assert port._transport.closed
+
+
+def test_a_port_that_cannot_be_closed_keeps_no_other_open_at_exit():
+    code = """
+import pyvirtnet
+ports = [pyvirtnet.open("sim:loopback") for _ in range(3)]
+def broken(): raise OSError("stuck")
+ports[1]._transport.reset = broken
+import atexit
+from pyvirtnet import port as module
+atexit.unregister(module._close_all)
+module._close_all()
+print([p._transport.closed for p in ports])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[True, False, True]\n"
+    assert "stuck" in done.stderr
+
+
+def test_a_frame_that_the_pool_can_never_hold_is_refused():
+    with pyvirtnet.open("sim:loopback", pages=8) as port:
+        with pytest.raises(ValueError, match="needs 16 pages"):
+            port.send_burst([bytes(65535)])
+        assert port.send_burst([bytes(60)]) == 1
+
+
+@pytest.mark.parametrize("small", [{"ring_size": 2}, {"pages": 1}])
+def test_an_mtu_that_the_receive_ring_cannot_hold_is_declined(small):
+    with pyvirtnet.open("sim:loopback?mtu=65535", **small) as port:
+        assert pyvirtnet.Feature.MTU not in port.features.negotiated
+    with pyvirtnet.open("sim:loopback?mtu=65535") as port:
+        assert pyvirtnet.Feature.MTU in port.features.negotiated
+
+
+def test_a_random_mac_stays_through_a_reset():
+    with pyvirtnet.open("sim:loopback", features=["-mac"]) as port:
+        mac = port.mac
+        port.reset()
+        assert port.mac == mac
+        assert mac[0] & 3 == 2
+
+
+def test_calls_without_pages_are_counted_once():
+    with pyvirtnet.open("sim:loopback", ring_size=4, pages=4) as port:
+        assert port.send_burst(port.alloc_burst(4, 1000)) == 4
+        burst = port.recv_burst(4)  # this call reclaims what was sent, and looks for pages again
+        assert len(burst) == 4
+        assert port.stats.tx_reclaimed == 4
+        assert port.stats.rx_no_pages == 1
+
+
+def test_bus_addresses_are_used_again_when_they_have_run_out(monkeypatch):
+    memory = dma.Memory()
+    monkeypatch.setattr(dma, "END_IOVA", dma.FIRST_IOVA + 4 * dma.HUGE_PAGE)
+    kept = memory.allocate(4096)
+    seen = {kept.iova}
+    for _ in range(10):
+        region = memory.allocate(4096)
+        assert region.iova != kept.iova
+        seen.add(region.iova)
+        del region
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("address", [None, 5, b"sim:loopback"])
+def test_an_address_that_is_no_string_is_a_type_error(address):
+    with pytest.raises(TypeError, match="string"):
+        pyvirtnet.open(address)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_timeout_is_no_negative_time(timeout):
+    with pyvirtnet.open("sim:loopback") as port, pytest.raises(ValueError, match="timeout"):
+        port.recv_burst(1, timeout=timeout)
+
+
+def test_the_version_is_the_package_s():
+    with open(Path(__file__).parent.parent / "pyproject.toml", "rb") as file:
+        assert tomllib.load(file)["project"]["version"] == pyvirtnet.__version__
