@@ -118,6 +118,30 @@ def test_a_transmit_index_that_jumps(nic, jump):
     brought_back(nic)
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_index_past_what_is_in_flight(nic, index):
+    """One more than there are, each of them honest: none is believed."""
+    assert nic.port.send_burst(frames(16)) == 16
+    assert (nic.device.transmit_pending(), nic.device.receive_room()) == (16, 256)
+    ready = list(nic.device.queues[index].ready)
+    liar = Liar(nic, index)
+    liar.put(*[(chain.head, 72) for chain in ready], advance=len(ready) + 1)
+    with pytest.raises(DeviceBroken, match=f"used {len(ready) + 1} more buffers"):
+        (nic.port.reclaim if index else lambda: nic.port.recv_burst(64))()
+    assert nic.port.stats.tx_reclaimed == nic.port.stats.rx_buffers == 0
+    brought_back(nic)
+
+
+def test_a_merged_frame_that_is_not_all_there(nic):
+    """Its last used element is written, and not counted by the index."""
+    nic.device.receive_room()
+    liar = Liar(nic, 0)
+    liar.put(*merged(liar, 3, 3), advance=2)
+    with pytest.raises(DeviceBroken, match="a frame of 3 buffers"):
+        nic.port.recv_burst(1)
+    brought_back(nic)
+
+
 def test_a_buffer_that_was_not_published_yet(nic):
     """The driver has taken a small frame out of it, and will tell the device later."""
     nic.device.receive_room()

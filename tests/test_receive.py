@@ -308,6 +308,18 @@ def test_held_pages_of_sent_frames_are_reclaimed_when_pages_run_out(make_nic):
     assert nic.port.stats.tx_reclaimed >= 39
 
 
+def test_receiving_reclaims_by_itself_when_pages_have_run_out(make_nic):
+    nic = make_nic(queue_sizes=(8, 16), pages=8)
+    nic.device.deliver(*[frame(1000, i) for i in range(8)])
+    assert nic.port.send_burst(nic.port.recv_burst(8)) == 8
+    assert len(nic.port.recv_burst(8)) == 0
+    assert nic.device.receive_room() == 0
+    nic.transmitted()
+    assert len(nic.port.recv_burst(8)) == 0
+    assert nic.device.receive_room() == 8
+    assert nic.port.tx_pending == 0
+
+
 def test_head_slots_that_are_held_are_counted_and_come_back(make_nic):
     nic = make_nic(queue_sizes=(2, 2))
     slots = nic.port.queues[0].pool.slots
