@@ -148,8 +148,11 @@ class Guest:
     def _arguments(
         self, image: Image, initrd: Path, machine: Machine, share: Path | None
     ) -> list[str]:
-        # no_timer_check: on a busy host an emulated timer seems dead to the kernel, which panics
-        kernel_line = "console=ttyS0 panic=-1 loglevel=4 mitigations=off no_timer_check nowatchdog"
+        # An emulated timer is late on a busy host. Without these two the kernel takes it for dead
+        # and panics (no_timer_check), or gives up its fastest clock (tsc).
+        kernel_line = (
+            "console=ttyS0 panic=-1 mitigations=off no_timer_check tsc=reliable nowatchdog"
+        )
         kernel_line += " intel_iommu=on" if machine.iommu == "intel" else ""
         qemu = find_program("qemu-system-x86_64", "qemu-system-x86")
         # pdeathsig: the guest must not outlive this process, however it ends

@@ -51,8 +51,8 @@ class Machine:
 
     def _accelerator(self) -> list[str]:
         if self.accel == "kvm" or (self.accel == "auto" and kvm_works()):
-            return ["-machine", "q35,accel=kvm,kernel-irqchip=split", "-cpu", "host"]
-        return ["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "Nehalem,+rdrand"]
+            return ["-machine", "q35,accel=kvm,kernel-irqchip=split,hpet=off", "-cpu", "host"]
+        return ["-machine", "q35,hpet=off", "-accel", "tcg,thread=multi", "-cpu", "Nehalem,+rdrand"]
 
     def _cable(self, port: int, folder: Path) -> str:
         if self.link == "tap":
