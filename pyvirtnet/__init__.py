@@ -28,7 +28,8 @@ from .spec import Feature
 if TYPE_CHECKING:
     from ._burst import Frame, RxBurst, TxBurst
     from ._headers import swap_flows, swap_macs
-    from .port import Link, Mac, Port, Stats, open
+    from .nic import Link, Mac, Stats
+    from .port import Port, open
 
 __all__ = [
     "BindFailed",
@@ -68,7 +69,8 @@ __version__ = "0.1.0"
 _LATER = {
     **dict.fromkeys(("Frame", "RxBurst", "TxBurst"), "._burst"),
     **dict.fromkeys(("swap_flows", "swap_macs"), "._headers"),
-    **dict.fromkeys(("Link", "Mac", "Port", "Stats", "open"), ".port"),
+    **dict.fromkeys(("Link", "Mac", "Stats"), ".nic"),
+    **dict.fromkeys(("Port", "open"), ".port"),
 }
 
 

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from math import inf
 from threading import RLock
 from types import TracebackType
@@ -31,6 +31,7 @@ from .errors import (
     QueueBusy,
 )
 from .negotiate import Features, negotiate, parse
+from .nic import Link, Mac, Stats
 from .spec import LINK_UP, MAX_FRAME, MAX_SPLIT_QUEUE, MIN_FRAME, PAGE, Feature, NetConfig, Status
 from .transport import open_transport
 from .transport.base import Doorbell, QueueAddresses, Transport
@@ -40,53 +41,6 @@ NET_HEADER = 12
 PAGES_PER_ENTRY = 3  # one with the device, one in a burst, one on its way out again
 SLOTS_PER_ENTRY = 8
 RETRY_SECONDS = 0.05  # between attempts to reach a device that is away
-
-
-class Mac(bytes):
-    """A MAC address: six bytes; str() gives 52:54:00:12:34:56."""
-
-    def __str__(self) -> str:
-        return self.hex(":")
-
-    def __repr__(self) -> str:
-        return f"Mac({self})"
-
-
-@dataclass(frozen=True)
-class Link:
-    """Link state: up or down, Mbit/s or None, "full", "half" or None (5.1.4)."""
-
-    up: bool
-    speed: int | None
-    duplex: str | None
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counters since the port was opened. They are never reset, and they add up.
-
-    Every frame the device delivered is in rx_frames, in rx_runts (shorter than an Ethernet header,
-    dropped) or in rx_lost (in the ring when it was reset). rx_buffers are ring entries: pages
-    merged into those frames. rx_no_pages and rx_no_slots count calls that found no free page to
-    post or no free head slot: views hold them. Every frame in tx_frames is in tx_reclaimed, in
-    port.tx_pending or in tx_lost (the device had it at a reset; it may have been sent). tx_full
-    counts calls that could not take all they were given.
-    """
-
-    rx_frames: int
-    rx_bytes: int
-    rx_buffers: int
-    rx_runts: int
-    rx_no_pages: int
-    rx_no_slots: int
-    rx_lost: int
-    rx_kicks: int
-    tx_frames: int
-    tx_bytes: int
-    tx_full: int
-    tx_kicks: int
-    tx_reclaimed: int
-    tx_lost: int
 
 
 def open(

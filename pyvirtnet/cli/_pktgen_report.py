@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TextIO
 
-from ..port import Stats
+from ..nic import Stats
 
 _COLUMNS = {  # heading: (width, what of a row, its format)
     "size": (6, "size", "d"),
@@ -20,7 +20,7 @@ _COLUMNS = {  # heading: (width, what of a row, its format)
     "Gb/s": (8, "gbps", ".3f"),
     "buffers/frame": (13, "buffers_per_frame", ".2f"),
 }
-_ODDITIES = ("duplicated", "reordered", "foreign")
+_ODDITIES = ("duplicated", "reordered")
 
 
 @dataclass
@@ -48,8 +48,10 @@ class Row:
 
     @property
     def whole(self) -> bool:
-        """Frames went, and none was lost, damaged or doubled."""
+        """Frames went, and none was lost, damaged or doubled. Who only listens takes any frames."""
         frames = self.sent if self.received is None else self.received
+        if self.sent is None:
+            frames = (frames or 0) + (self.foreign or 0)
         return bool(frames) and not (self.lost or self.corrupt or self.duplicated)
 
     def rate(self, frames: int, octets: int) -> None:
@@ -60,6 +62,16 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         found = {key: value for key, value in asdict(self).items() if value not in (None, {})}
         return {**found, "seconds": round(self.seconds, 6)}
+
+
+def _remarks(row: Row) -> list[str]:
+    """What the table has no column for."""
+    odd = [f"{number} {name}" for name in _ODDITIES if (number := getattr(row, name))]
+    said = [f"of these frames: {', '.join(odd)}"] if odd else []
+    others = f"{row.foreign} frame{'s' if row.foreign != 1 else ''} of other protocols"
+    if row.sent is None and not row.received and not row.corrupt:
+        return [f"{others} arrived, none of pktgen's" if row.foreign else "nothing arrived"]
+    return [*said, f"besides: {others}"] if row.foreign else said
 
 
 def change(after: Stats, before: Stats, prefix: str) -> dict[str, int]:
@@ -105,9 +117,8 @@ class Report:
             )
         self.rows.append(row)
         print("  ".join(self._cell(row, name) for name in self._columns), file=self._out)
-        odd = [f"{number} {name}" for name in _ODDITIES if (number := getattr(row, name))]
-        if odd:
-            print(f"        of these frames: {', '.join(odd)}", file=self._out)
+        for remark in _remarks(row):
+            print(f"        {remark}", file=self._out)
         self._out.flush()
 
     def note(self, text: str) -> None:
