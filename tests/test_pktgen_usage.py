@@ -76,8 +76,23 @@ def test_rx_ends_after_silence_and_says_what_is_missing(tool: Tool, busy: Port) 
     assert (row["received"], row["lost"], row["duplicated"]) == (5, 1, 1)
 
 
-def test_rx_of_nothing_fails(tool: Tool) -> None:
+def test_rx_of_other_protocols_only_says_so_and_is_well(tool: Tool, busy: Port) -> None:
+    assert busy.send_burst([bytes(60)] * 3) == 3
+    assert tool("rx", "sim:loopback", "--timeout", "0.1") == 0
+    assert "3 frames of other protocols arrived, none of pktgen's" in tool.out
+    assert "of these frames" not in tool.out
+
+
+def test_rx_counts_other_protocols_besides(tool: Tool, busy: Port) -> None:
+    assert busy.send_burst([bytes(60)]) == 1
+    sent(busy, [5, 6])
+    assert tool("rx", "sim:loopback", "--timeout", "0.1") == 0
+    assert "besides: 1 frame of other protocols" in tool.out
+
+
+def test_rx_of_nothing_says_so_and_fails(tool: Tool) -> None:
     assert tool("rx", "sim:loopback", "--timeout", "0.1") == 1
+    assert "nothing arrived" in tool.out
     assert tool("rx", "sim:loopback", "--time", "0.1", "--json") == 1
     assert tool.row["received"] == 0
 

@@ -26,7 +26,10 @@ SILENCE = 10.0  # of rx
 NOBODY = "02:00:00:00:00:02"  # an address of nobody's, for tx without --dst
 
 _PORT = "0000:00:04.0 (bound to vfio-pci: tools/bind), or sim:loopback"
-_EPILOG = "exit status: 0 all well, 1 frames lost or damaged or an error, 2 wrong usage, 130 Ctrl-C"
+_EPILOG = (
+    "exit status: 0 all well (rx: with frames of other protocols too), 1 frames lost, doubled or "
+    "damaged, nothing came at all, or an error, 2 wrong usage, 130 Ctrl-C"
+)
 
 
 class _Parser(argparse.ArgumentParser):

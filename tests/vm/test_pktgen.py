@@ -143,6 +143,6 @@ def test_the_kernels_frames_are_foreign(eth: str) -> None:
                     continue
         assert process.stdout is not None
         (row,) = json.loads(process.stdout.read())["rows"]
-    assert process.returncode == 1  # no test frame came
+    assert process.returncode == 0  # frames came, though none of pktgen's
     assert row["foreign"] > 10
     assert row["received"] == row["corrupt"] == row["lost"] == 0
