@@ -26,9 +26,9 @@ _CAP_IPC_LOCK = 1 << 14
 _HARMLESS_DRIVERS = (*VFIO_DRIVERS, "pci-stub")
 
 _TURN_ON = (
-    "boot the kernel with intel_iommu=on (AMD: amd_iommu=on) and have an IOMMU: VT-d or AMD-Vi "
-    "in the firmware; in QEMU, -M q35 -device intel-iommu,intremap=on,device-iotlb=on and "
-    "iommu_platform=on,disable-legacy=on for each NIC"
+    "boot the kernel with intel_iommu=on (AMD's is on by default) and switch VT-d or AMD-Vi on in "
+    "the firmware; a QEMU guest needs -M q35 -device intel-iommu,intremap=on,device-iotlb=on and "
+    "-device virtio-net-pci,…,disable-legacy=on,iommu_platform=on"
 )
 
 
