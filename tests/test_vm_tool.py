@@ -12,8 +12,10 @@ import pytest
 
 from pyvirtnet.cli import vm
 from pyvirtnet.cli._vm_cpio import Archive
-from pyvirtnet.cli._vm_image import _load_order
+from pyvirtnet.cli._vm_image import _load_order, cache
 from pyvirtnet.cli._vm_machine import Machine
+from pyvirtnet.cli._vm_package import _prune
+from pyvirtnet.errors import Error
 
 VM = [sys.executable, "-P", "-m", "pyvirtnet.cli.vm"]
 NO_QEMU = shutil.which("qemu-system-x86_64") is None and os.environ.get("CI") != "true"
@@ -159,3 +161,26 @@ def test_modules_load_after_what_they_need_and_built_in_ones_do_not(tmp_path: Pa
         "jbd2.ko",
         "ext4.ko",
     ]
+
+
+def test_a_cache_that_cannot_be_made_is_an_error_with_its_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    with pytest.raises(Error, match="Not a directory") as caught:
+        cache()
+    assert "XDG_CACHE_HOME" in caught.value.mend
+
+
+def test_the_cache_keeps_the_newest_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for age, name in enumerate(["build-c", "build-a", "build-b"]):
+        (cache() / name / "lib").mkdir(parents=True)
+        os.utime(cache() / name, (1000 - age, 1000 - age))
+        (cache() / f"package-{name}.cpio").touch()
+        os.utime(cache() / f"package-{name}.cpio", (age, age))
+    _prune("build-*", 1)
+    _prune("package-*.cpio", 2)
+    left = ["build-c", "package-build-a.cpio", "package-build-b.cpio"]
+    assert sorted(path.name for path in cache().iterdir()) == left

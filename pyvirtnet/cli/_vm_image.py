@@ -51,7 +51,13 @@ def project() -> Path:
 def cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(base) / "pyvirtnet"
-    path.mkdir(parents=True, exist_ok=True)
+    what, mend = "cannot keep what is built for the guest", "XDG_CACHE_HOME=FOLDER, one of yours"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(what, f"{path} can't be made: {error.strerror}", mend) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise Error(what, f"{path} is not writable for this user", mend)
     return path
 
 

@@ -6,6 +6,7 @@ import compileall
 import hashlib
 import os
 import py_compile
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from ._vm_cpio import Archive
 from ._vm_image import Image, cache, exclusive, project, say
 
 _KEPT = 8  # packages of earlier states of the sources
+_KEPT_BUILDS = 3  # build folders, of so many clones
 
 
 def payload(image: Image) -> Path:
@@ -79,9 +81,18 @@ def _build(archive: Path, python: str) -> None:
         with open(part, "wb") as out, Archive(out) as writer:
             writer.tree(f"payload/root/usr/local/lib/python{python}/dist-packages", tree)
         part.rename(archive)
-    for old in sorted(cache().glob("package-*.cpio"), key=_age)[:-_KEPT]:
-        old.unlink(missing_ok=True)
+    _prune("package-*.cpio", _KEPT)
+    _prune("build-*", _KEPT_BUILDS)
     say(f"the package is ready ({time.monotonic() - start:.1f} s)")
+
+
+def _prune(pattern: str, kept: int) -> None:
+    """Of what the cache holds of a kind, only the newest stay."""
+    for old in sorted(cache().glob(pattern), key=_age)[:-kept]:
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:
@@ -94,6 +105,8 @@ def _wheel(folder: Path) -> Path:
     build = Path(sys.prefix) / "build"
     if not build.is_dir():
         build = cache() / f"build-{hashlib.sha256(bytes(project())).hexdigest()[:8]}"
+        build.mkdir(exist_ok=True)
+        os.utime(build)  # the newest one, and not to be pruned
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
     command += ["--disable-pip-version-check", "--wheel-dir", str(folder)]
     command += [f"--config-settings=build-dir={build}", str(project())]
