@@ -1,5 +1,6 @@
 """The sources obey their linters, formatters and type checkers, and the stubs say what is so."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,10 @@ CYTHON_LINT = ("-c", "from cython_lint.cython_lint import main; raise SystemExit
 
 
 def run(*command):
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    env = {**os.environ, "PATH": tools}  # cython-lint calls pycodestyle by its name
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False, env=env
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
