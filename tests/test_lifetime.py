@@ -417,6 +417,16 @@ def test_a_port_that_ends_while_another_thread_sends(nic):
     assert isinstance(other.end(), PortClosed)
 
 
+def test_a_reset_leaves_its_memory_to_a_call_that_is_under_way(nic):
+    """What the call goes on writing is not the rings that the device has now."""
+    other = Inside(nic.port)
+    nic.port.reset()
+    assert nic.port.send_burst(frames(5)) == 5
+    assert isinstance(other.end(), PortClosed)
+    nic.device.check()
+    assert nic.transmitted() == frames(5)
+
+
 # ---- the end of the interpreter ------------------------------------------------------------------
 
 EXITS = {
