@@ -53,7 +53,8 @@ def test_stubs_match_the_modules(tmp_path):
 def test_every_extension_that_python_may_use_has_a_stub():
     """_copy, _ring and _split offer nothing to Python."""
     modules = {Path(path).stem for path in CYTHON if path.endswith(".pyx")}
-    assert modules - {Path(stub.replace(".", "/")).name for stub in STUBS} == {"_copy", "_ring", "_split"}
+    stubbed = {Path(stub.replace(".", "/")).name for stub in STUBS}
+    assert modules - stubbed == {"_copy", "_ring", "_split"}
 
 
 SOURCES = sorted(

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,36 @@ def test_a_hang_ends_with_a_time_out_and_the_console() -> None:
     assert result.stdout == "begun\n"
     assert "time-out: the command did not end within 2 s" in result.stderr
     assert result.stderr.rstrip().endswith("lost at sea")
+
+
+@needs_guest
+def test_a_guest_that_dies_before_the_command_is_booted_once_more() -> None:
+    with subprocess.Popen(
+        [*VM, "run", "--ports", "0", "--", "echo", "up"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as tool:
+        qemu = first_child(tool, "qemu-system")
+        words = Path(f"/proc/{qemu}/cmdline").read_text().split("\0")
+        (console,) = (Path(word.split("path=")[1]) for word in words if "id=console" in word)
+        while not console.exists() or console.stat().st_size == 0:
+            assert tool.poll() is None
+        os.kill(qemu, signal.SIGKILL)
+        out, error = tool.communicate(timeout=280)
+    assert (tool.returncode, out) == (0, "up\n"), error
+    assert "QEMU was ended by SIGKILL" in error
+    assert "booting it once more" in error
+
+
+def first_child(process: subprocess.Popen[str], name: str) -> int:
+    """The process that `process` starts under `name`."""
+    while process.poll() is None:
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            program = Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
+            if Path(program).name.startswith(name):
+                return int(pid)
+    raise AssertionError(f"it ended without {name}")
 
 
 @needs_guest
