@@ -26,8 +26,22 @@ set_up() {
 run() {
     module=$1
     shift
-    exec "$python" -P -m "$module" "$@"
+    case $module in
+    pyvirtnet.*) exec "$python" -P -c "$quiet_start" "$module" "$@" ;;
+    *) exec "$python" -P -m "$module" "$@" ;;
+    esac
 }
+
+# As python -m, but Ctrl-C while the package is imported ends it without a traceback.
+quiet_start='import os, signal, sys
+before = signal.getsignal(signal.SIGINT)
+if before is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+from importlib import import_module
+del sys.argv[0]
+main = import_module(sys.argv[0]).main
+signal.signal(signal.SIGINT, before)
+sys.exit(main())'
 
 debian_packages() {
     missing=
@@ -101,6 +115,7 @@ virtual_environment() {
         [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] || fresh=
     done
     [ -z "$fresh" ] || return 0
+    writable
     [ -n "${base:-}" ] || python_packages
     if ! "$python" -c '' 2>/dev/null; then
         stage "making .venv with $("$base" --version)"
@@ -119,6 +134,15 @@ virtual_environment() {
     own
 }
 
+# Before .venv is made or renewed: whose clone it is.
+writable() {
+    for folder in "$project" "$project/.venv"; do
+        [ -w "$folder" ] || [ ! -e "$folder" ] || fail \
+            "$(id -un) cannot write $folder, and .venv is missing, outdated or another's Python" \
+            "clone the project as $(id -un), or run this with sudo"
+    done
+}
+
 # Changes with the package's requirements, its place and its interpreter.
 fingerprint() {
     { cat "$project/pyproject.toml"; echo "$project"; readlink -f "$python"; } | sha256sum
@@ -132,10 +156,20 @@ pip() {
 
 # Compiles what has changed, under the lock: two tools that start at once don't both do it.
 compile() {
-    [ -w "$project/.venv/build" ] || return 0
+    [ -e "$project/.venv/build" ] || return 0
+    [ -w "$project/.venv/build" ] || { compiled; return; }
     output=$(PATH="$project/.venv/bin:$PATH" ninja -C "$project/.venv/build" --quiet 2>&1) ||
         { echo "$output" >&2; fail "the package does not compile (see above)" "correct the source"; }
     own
+}
+
+# Another user's: used as it is. The editable package then looks, and writes no log, on import.
+compiled() {
+    export MESONPY_EDITABLE_VERBOSE=1
+    PATH="$project/.venv/bin:$PATH" ninja -C "$project/.venv/build" -n 2>&1 |
+        grep -q "no work to do" ||
+        fail "the source has changed, and $(id -un) cannot write $project/.venv to compile it" \
+            "run this with sudo, or as $(stat -c %U "$project")"
 }
 
 # A run with sudo leaves nothing of root's in the user's clone.
