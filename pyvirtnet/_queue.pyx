@@ -121,8 +121,10 @@ cdef class QueuePair:
         self.name, self.look = name, look
         self.nothing = empty_rx_burst()
 
-    def set_up(self, PagePool pool not None, size_t rx_offset, uint32_t rx_size, size_t tx_offset,
-               uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0):
+    # Underscored are the calls that only the port may make: they follow what the device does.
+
+    def _set_up(self, PagePool pool not None, size_t rx_offset, uint32_t rx_size, size_t tx_offset,
+                uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0):
         """Two empty rings; the pair was stopped, or was never started. Counters go on."""
         cdef uint8_t *rx_memory
         cdef uint8_t *tx_memory
@@ -141,7 +143,7 @@ cdef class QueuePair:
         rx_destroy(&self.rx)
         tx_destroy(&self.tx)
 
-    def start(self, rx_bell, tx_bell, int irq_fd):
+    def _start(self, rx_bell, tx_bell, int irq_fd):
         """The device is live: post the receive buffers and ring the bell (3.1.1 step 8)."""
         if self.pool is None or self.closed is None:
             raise RuntimeError("a queue pair is set up before it is started")
@@ -152,7 +154,7 @@ cdef class QueuePair:
         rx_refill(&self.rx, True)
         self._call_rx()
 
-    def stop(self, why):
+    def _stop(self, why):
         """No more calls. The device has been reset: what it held goes back to its holders.
 
         False if a call is under way, in another thread or below on this one's stack: it ends in
@@ -163,7 +165,7 @@ cdef class QueuePair:
         self.rx.bell.due = self.tx.bell.due = 0
         return self._let_go()
 
-    def pause(self, why):
+    def _pause(self, why):
         """As `stop`, but until it is set up again, calls find nothing instead of raising.
 
         False, and nothing has changed, if a call is under way.
@@ -199,7 +201,7 @@ cdef class QueuePair:
             self._let_go()
         return 0
 
-    def abandon(self, why):
+    def _abandon(self, why):
         """In a forked child: no more calls. The device goes on for the parent."""
         self.closed, self.away = why, False
 

@@ -307,7 +307,7 @@ class Port:
                 device.reset()
             raise
         receive, transmit = self._bells[0], self._bells[1]
-        self.queues[0].start(receive, transmit, device.interrupt_fd(0))
+        self.queues[0]._start(receive, transmit, device.interrupt_fd(0))
 
     def _negotiate(self) -> None:
         """Steps 4 to 6: agree on features, and see that the device agrees too."""
@@ -341,7 +341,7 @@ class Port:
         offsets = (0, ring_bytes(sizes[0]))
         if not self._queues:
             self._make_queues()
-        self.queues[0].set_up(
+        self.queues[0]._set_up(
             self._pool,
             offsets[0],
             sizes[0],
@@ -424,7 +424,7 @@ class Port:
         queues, self._queues = self._queues, []
         self._past += queues
         for queue in queues:
-            if not queue.stop(why):  # a call is under way: the next rings get memory of their own
+            if not queue._stop(why):  # a call is under way: the next rings get memory of their own
                 self._memory = self._pool = None
 
     def _look(self) -> None:
@@ -448,7 +448,7 @@ class Port:
             if not self._reconnect:
                 self._take_down(gone)
                 raise
-            if not all(queue.pause(gone) for queue in self.queues):
+            if not all(queue._pause(gone) for queue in self.queues):
                 return  # another thread is in a call: look again later
             if not isinstance(gone, DeviceGone):
                 self._memory = self._pool = None  # it may go on writing
@@ -478,7 +478,7 @@ class Port:
         self._closed = True
         for queue in self.queues:
             why = "it belongs to the process that this one was forked from"
-            queue.abandon(PortClosed(f"{self.name} is closed", why, "open the port again"))
+            queue._abandon(PortClosed(f"{self.name} is closed", why, "open the port again"))
         self._transport.abandon()
 
 

@@ -30,17 +30,17 @@ def test_a_queue_pair_that_was_never_set_up_is_closed():
         with pytest.raises(pyvirtnet.PortClosed):
             call()
     with pytest.raises(RuntimeError):
-        queue.start(None, None, -1)
+        queue._start(None, None, -1)
     assert queue.posted == queue.tx_pending == 0
     pool = PagePool.__new__(PagePool)
     with pytest.raises(RuntimeError):
-        QueuePair("x", print).set_up(pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
+        QueuePair("x", print)._set_up(pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(64, 2), (1 << 20, 2), (0, 3), (0, 1), (0, 1 << 16)])
 def test_rings_lie_in_front_of_the_pool(offset, size):
     with pyvirtnet.open("sim:loopback") as port, pytest.raises(ValueError):
-        QueuePair("x", print).set_up(
+        QueuePair("x", print)._set_up(
             port.queues[0].pool, 0, 2, offset, size, mergeable=True, max_frame=1514
         )
 
@@ -49,9 +49,9 @@ def test_a_queue_pair_that_runs_is_not_set_up_or_started():
     with pyvirtnet.open("sim:loopback") as port:
         queue = port.queues[0]
         with pytest.raises(RuntimeError):
-            queue.set_up(queue.pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
+            queue._set_up(queue.pool, 0, 2, 0, 2, mergeable=True, max_frame=1514)
         with pytest.raises(RuntimeError):
-            queue.start(None, None, -1)
+            queue._start(None, None, -1)
 
 
 def test_bursts_are_not_copied_behind_their_back():
