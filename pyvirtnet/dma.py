@@ -17,7 +17,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from threading import Lock
+from threading import Lock, RLock
 
 from .errors import OutOfMemory
 
@@ -95,6 +95,7 @@ class Memory:
         self._mappers: list[Mapper] = []
         self._next_iova = FIRST_IOVA
         self._lock = Lock()  # of _next_iova
+        self._showing = RLock()  # of which region has been shown to which mapper
 
     def allocate(self, size: int) -> Region:
         """A zeroed region of at least `size` bytes, mapped for every attached device.
@@ -102,6 +103,14 @@ class Memory:
         Huge pages are taken if enough are free, else ordinary pages.
         """
         region = self._create(size)
+        with self._showing:
+            self._show(region)
+            self._regions.add(region)
+        region.final = weakref.finalize(region, self._release, region.fd, region.iova, region.size)
+        region.final.atexit = False  # at exit devices are reset and the kernel frees the memory
+        return region
+
+    def _show(self, region: Region) -> None:
         mapped: list[Mapper] = []
         try:
             for mapper in self._mappers:
@@ -112,23 +121,20 @@ class Memory:
                 mapper.unmap(region.iova, region.size)
             os.close(region.fd)
             raise
-        self._regions.add(region)
-        region.final = weakref.finalize(region, self._release, region.fd, region.iova, region.size)
-        region.final.atexit = False  # at exit devices are reset and the kernel frees the memory
-        return region
 
     def attach(self, mapper: Mapper) -> None:
         """Show every region, present and future, to `mapper`."""
         mapped: list[Region] = []
-        try:
-            for region in self.regions():
-                mapper.map(region)
-                mapped.append(region)
-        except BaseException:
-            for region in mapped:
-                mapper.unmap(region.iova, region.size)
-            raise
-        self._mappers.append(mapper)
+        with self._showing:
+            try:
+                for region in self.regions():
+                    mapper.map(region)
+                    mapped.append(region)
+            except BaseException:
+                for region in mapped:
+                    mapper.unmap(region.iova, region.size)
+                raise
+            self._mappers.append(mapper)
 
     def detach(self, mapper: Mapper) -> None:
         """Forget `mapper`; the caller has reset its devices, and closing it unmaps everything."""
@@ -140,7 +146,7 @@ class Memory:
 
     def forget(self) -> None:
         """In a forked child: no mapper is ours, and every region becomes a private copy."""
-        self._mappers, self._lock = [], Lock()
+        self._mappers, self._lock, self._showing = [], Lock(), RLock()
         for region in self.regions():
             region.final.detach()
             region.become_private()
@@ -221,15 +227,21 @@ class Arena:
 
     def forget(self) -> None:
         """In a forked child: its memory is no device's, and who held the lock is not here."""
-        self._lock = Lock()
+        self._lock, self._inside = RLock(), False
         self._gaps.clear()
 
     def take(self, size: int) -> Block:
         """`size` bytes on a cache line of their own."""
         size = -(-size // self.LINE) * self.LINE
         with self._lock:
-            self._merge_returned()
-            region, offset = self._find(size) or self._grow(size)
+            if self._inside:  # in a signal handler or finaliser in the middle of another take()
+                return Block(self, self._source.allocate(size), 0, size)
+            self._inside = True
+            try:
+                self._merge_returned()
+                region, offset = self._find(size) or self._grow(size)
+            finally:
+                self._inside = False
         return Block(self, region, offset, size)
 
     def give(self, region: Region, offset: int, size: int) -> None:
@@ -237,7 +249,10 @@ class Arena:
         self._returned.append((region, offset, size))
         if self._lock.acquire(blocking=False):  # else whoever takes next sees to it
             try:
-                self._merge_returned()
+                if not self._inside:
+                    self._inside = True
+                    self._merge_returned()
+                    self._inside = False
             finally:
                 self._lock.release()
 
@@ -257,7 +272,7 @@ class Arena:
     def _merge_returned(self) -> None:
         while self._returned:
             region, offset, size = self._returned.popleft()
-            if region not in self._gaps:  # from before a fork
+            if region not in self._gaps:  # from before a fork, or a region for one block
                 continue
             gaps = self._gaps[region] = _merged([*self._gaps[region], (offset, size)])
             if gaps == [(0, region.size)] and len(self._gaps) > 1:

@@ -164,3 +164,25 @@ def test_a_timeout_is_no_negative_time(timeout):
 def test_the_version_is_the_package_s():
     with open(Path(__file__).parent.parent / "pyproject.toml", "rb") as file:
         assert tomllib.load(file)["project"]["version"] == pyvirtnet.__version__
+
+
+def test_memory_taken_by_a_signal_handler_in_the_middle_of_taking():
+    class Source:
+        def __init__(self):
+            self.calls = 0
+
+        def allocate(self, size):
+            self.calls += 1
+            if self.calls == 1:
+                inner.append(arena.take(100))  # as a handler would, under the same lock
+            return dma.memory.allocate(size)
+
+    inner = []
+    arena = dma.Arena(Source())
+    outer = arena.take(100)
+    assert outer.address != inner[0].address
+    assert outer._region is not inner[0]._region
+    inner.clear()
+    again = arena.take(100)
+    assert again._region is outer._region
+    assert again.address != outer.address
