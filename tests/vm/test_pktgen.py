@@ -102,8 +102,9 @@ def test_ctrl_c_ends_it_with_its_figures() -> None:
     assert process.returncode == 130
     assert figures["interrupted"]
     assert [row["size"] for row in figures["rows"]] == [60, 128]
-    for row in figures["rows"]:
-        assert row["sent"] == row["received"] > 0
+    assert figures["rows"][0]["sent"] > 0
+    for row in figures["rows"]:  # the second may have ended before its first frame
+        assert row["sent"] == row["received"]
         assert row["lost"] == row["corrupt"] == 0
     assert figures["rows"][1]["seconds"] < 2.5
 
