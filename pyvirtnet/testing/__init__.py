@@ -4,8 +4,10 @@ It imports nothing of the driver, so that a mistake made on one side cannot hide
 """
 
 from .cable import Cable, Loopback, Wire
+from .hostile import HostileDevice
 from .layout import FEATURES, feature_names, mask
 from .memory import MemoryMap
+from .misdeeds import MISDEEDS
 from .net import NetDevice
 from .rules import DEFAULT_FEATURES, SPOKEN
 from .violation import Violation
@@ -13,8 +15,10 @@ from .violation import Violation
 __all__ = [
     "DEFAULT_FEATURES",
     "FEATURES",
+    "MISDEEDS",
     "SPOKEN",
     "Cable",
+    "HostileDevice",
     "Loopback",
     "MemoryMap",
     "NetDevice",
