@@ -261,6 +261,13 @@ cdef class PagePool:
             pool.free[page] = pages - 1 - page
         pool.nfree = pages
 
+    def clear_headers(self):
+        """Every head slot's virtio header is zero again: a device may have written there."""
+        cdef uint32_t slot
+        for slot in range(self.pool.nslots):
+            memset(self.pool.slots + <size_t>slot * SLOT_STRIDE + SLOT_HEAD - HEADER_BYTES, 0,
+                   HEADER_BYTES)
+
     def __dealloc__(self):
         cdef Store *store
         cdef void *block

@@ -1,5 +1,7 @@
 """Every error a user can meet: what failed, why, and the command or setting that mends it."""
 
+from typing import Self
+
 
 class Error(Exception):
     """Base of all pyvirtnet errors.
@@ -11,6 +13,10 @@ class Error(Exception):
         self.what, self.why, self.mend = what, why, mend
         text = f"{what}: {why}" if why else what
         super().__init__(f"{text}\n  mend: {mend}" if mend else text)
+
+    def copy(self) -> Self:
+        """The same error, to be raised again: each raised one has a traceback of its own."""
+        return type(self)(self.what, self.why, self.mend)
 
 
 class NoSuchDevice(Error):

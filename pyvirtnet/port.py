@@ -34,10 +34,12 @@ from .negotiate import Features, negotiate, parse
 from .nic import Link, Mac, Stats
 from .spec import LINK_UP, MAX_FRAME, MAX_SPLIT_QUEUE, MIN_FRAME, PAGE, Feature, NetConfig, Status
 from .transport import open_transport
-from .transport.base import Doorbell, QueueAddresses, Transport
+from .transport.base import Doorbell, QueueAddresses, Transport, check_status
 
 ETHERNET_HEADER = 14
 NET_HEADER = 12
+MIN_MTU = 68  # 5.1.4.1
+DEFAULT_MTU = 1500
 PAGES_PER_ENTRY = 3  # one with the device, one in a burst, one on its way out again
 SLOTS_PER_ENTRY = 8
 RETRY_SECONDS = 0.05  # between attempts to reach a device that is away
@@ -101,6 +103,7 @@ class Port:
         self._bells: dict[int, Doorbell] = {}
         self._random_mac = Mac(bytes([0x02]) + secrets.token_bytes(5))
         self._closed = False
+        self._down: Error | None = None  # why the device is not live
         self._changing = False  # reset() or a return of the device is under way
         self._close_wanted = False  # and close() was called in the middle of it
         with self._change():
@@ -170,9 +173,12 @@ class Port:
     def link(self) -> Link:
         """The link as the device says it is now; up if it cannot say (5.1.5).
 
-        Down while a device is away that may come back; one that has gone raises DeviceGone.
+        Down while a device is away that may come back; one that has gone raises DeviceGone, one
+        that was stopped what stopped it.
         """
         up, speed, duplex = True, None, None
+        if self._down is not None:
+            raise self._down.copy()
         try:
             self._transport.check()
         except Error:
@@ -190,10 +196,10 @@ class Port:
     @property
     def mtu(self) -> int:
         """Largest payload of a frame: the device's word, else 1500. Without VIRTIO_NET_F_MTU
-        the port still takes frames of up to 65535 bytes."""
-        if Feature.MTU in self._features.negotiated:
-            return self._config("<H", NetConfig.MTU)
-        return 1500
+        the port still takes frames of up to 65535 bytes. Its last word, while it is stopped."""
+        if Feature.MTU in self._features.negotiated and self._down is None:
+            self._mtu = self._config("<H", NetConfig.MTU)
+        return self._mtu
 
     @property
     def max_frame(self) -> int:
@@ -213,7 +219,7 @@ class Port:
             "name": self.name,
             "transport": type(self._transport).__name__,
             "mac": str(self.mac),
-            "mtu": self.mtu,
+            "mtu": self._mtu,
             "max_frame": self.max_frame,
             "receive_mode": "mergeable" if mergeable else "small",
             "ring_format": "split",
@@ -300,12 +306,13 @@ class Port:
         try:
             self._negotiate()
             self._set_up_queues()
-            device.add_status(Status.DRIVER_OK)
+            self._go_live()
         except Exception:
             with suppress(Error):  # whatever that says, the first error is the one to report
                 device.add_status(Status.FAILED)
                 device.reset()
             raise
+        self._down = None
         receive, transmit = self._bells[0], self._bells[1]
         self.queues[0]._start(receive, transmit, device.interrupt_fd(0))
 
@@ -313,13 +320,14 @@ class Port:
         """Steps 4 to 6: agree on features, and see that the device agrees too."""
         device = self._transport
         features = self._features = negotiate(device.offered_features(), self._wanted)
-        mtu = self._config("<H", NetConfig.MTU) if Feature.MTU in features.negotiated else None
+        mtu = self._read_mtu() if Feature.MTU in features.negotiated else None
         mergeable = Feature.MRG_RXBUF in features.negotiated
         most = min(self._ring_size or MAX_FRAME, self._pages or MAX_FRAME) if mergeable else 1
         if mtu is not None and mtu + ETHERNET_HEADER + NET_HEADER > most * PAGE:
             # 5.1.4.2: with MTU accepted, there would have to be buffers for such a frame
             features = negotiate(device.offered_features(), self._wanted - {Feature.MTU})
             self._features, mtu = features, None
+        self._mtu = DEFAULT_MTU if mtu is None else mtu
         self._max_frame = MAX_FRAME if mtu is None else min(MAX_FRAME, mtu + ETHERNET_HEADER)
         device.accept_features(features.bits)
         device.add_status(Status.FEATURES_OK)
@@ -337,6 +345,7 @@ class Port:
         sizes = [self._queue_size(index) for index in (0, 1)]
         if self._memory is None or self._pool is None or sizes != self._sizes:
             self._memory, self._pool = self._allocate(sizes)
+        self._pool.clear_headers()
         self._sizes = sizes
         offsets = (0, ring_bytes(sizes[0]))
         if not self._queues:
@@ -354,6 +363,18 @@ class Port:
         for index, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
             parts = (self._memory.iova + offset + part for part in ring_parts(size))
             self._bells[index] = self._transport.setup_queue(index, QueueAddresses(size, *parts))
+
+    def _go_live(self) -> None:
+        """Step 8. A stage of the status that was reached stays until a reset (2.1.1)."""
+        self._transport.add_status(Status.DRIVER_OK)
+        status = self._transport.status()
+        check_status(self.name, status)
+        if not status & Status.FEATURES_OK or not status & Status.DRIVER_OK:
+            raise DeviceBroken(
+                f"{self.name} cannot be set up",
+                f"it took back what its status said: {status:#x} after DRIVER_OK (2.1.1)",
+                "port.reset() tries again; report it to who makes the device",
+            )
 
     def _make_queues(self) -> None:
         """A pair that was stopped serves again, so that what refers to it goes on."""
@@ -394,14 +415,31 @@ class Port:
                 f"its queue {index} has the size {largest}, not a power of two up to 32768 (2.7)",
                 "report it to who makes the device",
             )
+        if largest == 1:
+            raise NotVirtioNet(
+                f"{self.name} cannot be driven",
+                f"its queue {index} has one entry, and this driver needs two",
+                "give the device longer queues; QEMU: rx_queue_size=256",
+            )
         if self._ring_size is None:
             return self._transport.default_ring_size or largest
         size = self._ring_size
-        if size < 2 or size & (size - 1) or size > largest:
+        shrunk = bool(self._sizes)  # a device that could, and can no more: set-up will say so
+        if size < 2 or size & (size - 1) or (size > largest and not shrunk):
             raise ValueError(
                 f"ring_size={size}: {self.name} takes powers of two from 2 to {largest}"
             )
         return size
+
+    def _read_mtu(self) -> int:
+        mtu = self._config("<H", NetConfig.MTU)
+        if mtu < MIN_MTU:
+            raise DeviceBroken(
+                f"{self.name} cannot be set up",
+                f"it says that its MTU is {mtu}; none is below {MIN_MTU} (5.1.4.1)",
+                'leave the MTU out of it: open(..., features=["-mtu"])',
+            )
+        return mtu
 
     def _read_mac(self) -> Mac:
         if Feature.MAC in self._features.negotiated:
@@ -415,6 +453,7 @@ class Port:
 
     def _take_down(self, why: Error) -> None:
         """Reset first; only then does what the device held go back to its holders (2.4)."""
+        self._down = why
         try:
             self._transport.reset()
         except DeviceGone:

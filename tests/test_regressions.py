@@ -8,9 +8,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from nic import Nic, frames
 
 import pyvirtnet
 from pyvirtnet import dma
+from pyvirtnet.testing import HostileDevice, NetDevice
 
 
 def test_the_queues_of_a_port_cannot_be_taken_from_it():
@@ -147,6 +149,32 @@ def test_bus_addresses_are_used_again_when_they_have_run_out(monkeypatch):
         seen.add(region.iova)
         del region
     assert len(seen) == 4
+
+
+def test_headers_that_a_device_wrote_over_are_zero_again_after_a_reset():
+    """They are written once, when the port is opened, and never on the way of a frame."""
+    device = HostileDevice(rate=0.0)
+    nic = Nic(device)
+    for seed in range(4):
+        assert nic.port.send_burst(frames(4)) == 4
+        device.misbehave("write_buffers_in_flight", seed)
+        nic.port.reset()
+        nic.port.send_burst(frames(64))
+        assert device.take_with_headers() == [bytes(12) + one for one in frames(64)]
+    nic.port.close()
+
+
+def test_the_configuration_of_a_device_that_was_stopped_is_not_read():
+    nic = Nic(NetDevice(mtu=9000))
+    nic.device.need_reset()
+    for look in (nic.port._look, lambda: nic.port.link, lambda: nic.port.link):
+        with pytest.raises(pyvirtnet.DeviceBroken, match="asks to be reset"):
+            look()
+    assert nic.device.read_status() == 0
+    assert nic.port.mtu == nic.port.info()["mtu"] == 9000
+    nic.port.reset()
+    assert nic.port.link.up
+    nic.port.close()
 
 
 @pytest.mark.parametrize("address", [None, 5, b"sim:loopback"])

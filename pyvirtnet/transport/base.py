@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import DeviceBroken
+from ..spec import Status
+
 
 @dataclass(frozen=True)
 class Doorbell:
@@ -44,7 +47,8 @@ class Transport(ABC):
     start_index: int = 0  # where ring indices start; a back end that outlived us has its own
 
     def check(self) -> None:  # noqa: B027
-        """Raise DeviceGone if the device is known to have gone. Cheap: idle queues ask for it."""
+        """Raise DeviceGone if the device is known to have gone, DeviceBroken if it asks for a
+        reset. Cheap: idle queues ask for it."""
 
     def revive(self, seconds: float | None = None) -> None:  # noqa: B027
         """Get in touch again with a device that had gone, before it is reset.
@@ -96,3 +100,13 @@ class Transport(ABC):
     @abstractmethod
     def abandon(self) -> None:
         """In a forked child: close inherited files, leave device and memory to the parent."""
+
+
+def check_status(name: str, status: int) -> None:
+    """A device whose status has DEVICE_NEEDS_RESET does nothing it was asked for (2.1.2)."""
+    if status & Status.NEEDS_RESET:
+        raise DeviceBroken(
+            f"{name} has stopped",
+            "it met an error that it cannot get over, and asks to be reset (DEVICE_NEEDS_RESET)",
+            "port.reset() starts it anew; report it to who makes the device",
+        )

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from .. import dma
 from ..dma import Region
-from ..errors import DeviceBusy, DeviceGone, DeviceTimeout, NoSuchDevice
+from ..errors import DeviceBroken, DeviceBusy, DeviceGone, DeviceTimeout, NoSuchDevice
 from ..testing import (
     DEFAULT_FEATURES,
     SPOKEN,
@@ -21,7 +21,7 @@ from ..testing import (
     feature_names,
     mask,
 )
-from .base import Doorbell, QueueAddresses, Transport
+from .base import Doorbell, QueueAddresses, Transport, check_status
 
 _CONFIG_TRIES = 100
 
@@ -53,10 +53,17 @@ class SimTransport(Transport, dma.Mapper):
 
     # Registers
 
+    def check(self) -> None:
+        check_status(self.name, self._open().read_status())
+
     def reset(self) -> None:
         self._open().write_status(0)
         if self.device.read_status():
-            raise DeviceTimeout(f"{self.name} did not reset", "its status does not read 0")
+            raise DeviceTimeout(
+                f"{self.name} did not reset",
+                "its status does not read 0 (4.1.4.3.2)",
+                "port.reset() tries again",
+            )
 
     def status(self) -> int:
         return self._open().read_status()
@@ -76,15 +83,27 @@ class SimTransport(Transport, dma.Mapper):
         for _ in range(_CONFIG_TRIES):
             generation = device.config_generation
             data = device.read_config(offset, length)
-            if generation == device.config_generation:
-                return data
-        raise DeviceTimeout(f"cannot read the configuration of {self.name}", "it keeps changing")
+            if generation != device.config_generation:
+                continue
+            if len(data) != length:
+                raise self._broken(f"its configuration ends {length - len(data)} bytes too early")
+            return data
+        raise DeviceTimeout(
+            f"cannot read the configuration of {self.name}",
+            f"it changed in each of {_CONFIG_TRIES} tries (2.5.1)",
+            "port.reset(); if it stays so, the device is broken",
+        )
 
     def queue_max_size(self, index: int) -> int:
         return self._open().queue_max_size(index)
 
     def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
         device = self._open()
+        largest = device.queue_max_size(index)
+        if addresses.size > largest:
+            raise self._broken(
+                f"queue {index} has {largest} entries, and {addresses.size} are needed"
+            )
         device.configure_queue(
             index, addresses.size, addresses.descriptors, addresses.driver, addresses.device
         )
@@ -123,6 +142,9 @@ class SimTransport(Transport, dma.Mapper):
         fd = self._fds.get(index)
         if fd is not None:
             os.eventfd_write(fd, 1)
+
+    def _broken(self, why: str) -> DeviceBroken:
+        return DeviceBroken(f"cannot drive {self.name}", why, "the device breaks the virtio rules")
 
     def _open(self) -> NetDevice:
         if self.closed:

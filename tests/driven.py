@@ -1,0 +1,104 @@
+"""A driver's user beside a hostile device: every call there is, and only typed errors."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable
+from typing import Any
+
+from nic import Nic, frame, frames
+
+from pyvirtnet import Error, Port
+from pyvirtnet.testing import HostileDevice
+
+_SIZES = (14, 60, 128, 129, 1514, 4085, 9014)
+
+
+class User:
+    """Calls a port at random, holds some of what it got, and looks at every byte of it."""
+
+    def __init__(self, nic: Nic, seed: int) -> None:
+        self.nic, self.rng = nic, random.Random(seed)
+        self.held: list[Any] = []
+        self.errors: list[Error] = []
+
+    @property
+    def port(self) -> Port:
+        return self.nic.port
+
+    def act(self) -> None:
+        """One call; what it raises is one of pyvirtnet's own errors, with a mend."""
+        calls = (
+            self.receive, self.receive, self.send_copies, self.forward, self.send_again,
+            self.let_go, self.look,
+        )  # fmt: skip
+        self.attempt(self.rng.choice(calls))
+
+    def attempt(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Error as caught:
+            self.errors.append(caught.with_traceback(None))  # which would hold bursts
+            missing = [part for part in ("what", "why", "mend") if not getattr(caught, part)]
+            assert not missing, f"an error without its {missing}"
+
+    def receive(self) -> None:
+        burst = self.port.recv_burst(self.rng.choice([1, 3, 64]))
+        for one in burst:
+            assert len(bytes(one)) == len(one) >= 14
+        if len(burst) and self.rng.random() < 0.5:
+            part = self.rng.choice([burst, burst[0], burst.heads, burst[::-1], burst[0].frags])
+            self.held.append(part)
+
+    def send_copies(self) -> None:
+        sizes = [size for size in _SIZES if size <= self.port.max_frame]
+        self.port.send_burst(
+            [frame(self.rng.choice(sizes), i) for i in range(self.rng.choice((1, 9)))]
+        )
+
+    def forward(self) -> None:
+        burst = self.port.recv_burst(8)
+        if len(burst) and int(burst.lengths.max()) <= self.port.max_frame:
+            self.port.send_burst(burst)
+
+    def send_again(self) -> None:
+        burst = self.port.alloc_burst(4, 60)
+        self.port.send_burst(burst)
+        self.port.reclaim()
+
+    def let_go(self) -> None:
+        if self.held:
+            del self.held[self.rng.randrange(len(self.held))]
+
+    def look(self) -> None:
+        assert self.port.info()["pages"] >= 0
+        assert self.port.mtu >= 0
+        self.port._look()  # what a port does when it idles for long
+        _ = self.port.link
+
+
+def conserved(nic: Nic) -> None:
+    """No page is in two places, none is nowhere."""
+    info = nic.port.info()
+    assert 0 <= nic.held_pages <= info["pages"]
+    assert info["free_pages"] >= 0
+    assert info["posted_pages"] >= 0
+
+
+def comes_back(user: User) -> None:
+    """With an honest device and a reset, everything works, and nothing was lost."""
+    nic, device = user.nic, user.nic.device
+    assert isinstance(device, HostileDevice)
+    device.heal()
+    nic.port.reset()
+    assert not device.tainted
+    user.held.clear()
+    gc.collect()
+    nic.port.reclaim()
+    assert (nic.held_pages, nic.held_slots, nic.port.tx_pending) == (0, 0, 0)
+    nic.pass_through([*frames(40), *(frame(9014, i) for i in range(4))])
+    assert nic.port.send_burst(frames(8)) == 8
+    assert nic.transmitted() == frames(8)
+    nic.port.reclaim()
+    nic.check()
