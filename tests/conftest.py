@@ -11,6 +11,10 @@ from nic import Nic, finish
 _failed = pytest.StashKey[bool]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "rule(*names): what the test holds, see conformance.py")
+
+
 @pytest.hookimpl(hookwrapper=True)  # the guest's pytest knows no wrapper=
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = (yield).get_result()  # type: ignore[misc]
