@@ -172,7 +172,9 @@ class FakeVfio:
         raise AssertionError(f"read of BAR 4 at {offset:#x}")
 
     def _common_read(self, offset, width):
-        name = self._field(offset, width, "read")
+        return self._value(self._field(offset, width, "read")) & (1 << 8 * width) - 1
+
+    def _value(self, name):
         state = self._state
         if name == "device_feature":
             return self.features >> 32 * state["device_feature_select"] & 0xFFFFFFFF
@@ -188,6 +190,9 @@ class FakeVfio:
         assert region == 4
         if offset >= NOTIFY:
             os.pwrite(self.memory, value.to_bytes(width, "little"), offset)
+            return
+        if DEVICE <= offset < DEVICE + len(NET_CONFIG):
+            self.violations.append(f"write to net config at {offset - DEVICE}")
             return
         name = self._field(offset, width, "write")
         self._check_write(name, value)

@@ -135,6 +135,7 @@ def test_what_a_transmit_holds_outlives_the_burst(make_nic):
     assert nic.transmitted() == SENT
 
 
+@pytest.mark.rule("BAS-042")
 @pytest.mark.parametrize("end", ["close", "reset"])
 def test_what_is_in_flight_at_the_end_is_let_go(make_nic, end):
     left, right = make_nic(), make_nic()

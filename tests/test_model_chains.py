@@ -138,12 +138,14 @@ CHAINS = [
 ]
 
 
+@pytest.mark.rule("VQC-004", "SPL-004", "SPL-007", "SPL-012", "NET-082")
 @pytest.mark.parametrize("start_index", [0, 0xFFFF])
 @pytest.mark.parametrize(("act", "rule"), CHAINS)
 def test_chains(act, rule, start_index):
     breaks(lambda driver: act(driver.up()), rule, features=MERGED, start_index=start_index)
 
 
+@pytest.mark.rule("SPL-003")
 def test_a_buffer_is_no_longer_than_the_spec_allows():
     chain = Chain(0, 0)
     for _ in range(2):
@@ -158,6 +160,7 @@ def test_buffers_side_by_side_do_not_overlap():
     assert driver.device.receive_room() == 2
 
 
+@pytest.mark.rule("SPL-004", "SPL-008", "SPL-009", "SPL-010")
 @pytest.mark.parametrize(
     ("table", "flags", "rule"),
     [
@@ -184,6 +187,7 @@ def test_indirect_tables(table, flags, rule):
     breaks(act, rule, features=INDIRECTS)
 
 
+@pytest.mark.rule("NET-024", "NET-078", "NET-080")
 @pytest.mark.parametrize(
     ("features", "length"),
     [
@@ -255,12 +259,14 @@ LENT = [
 ]
 
 
+@pytest.mark.rule("BAS-041")
 @pytest.mark.parametrize("start_index", [0, 0xFFFF])
 @pytest.mark.parametrize(("act", "rule"), LENT)
 def test_lent_memory(act, rule, start_index):
     breaks(lambda driver: act(driver.up()), rule, features=MERGED, start_index=start_index)
 
 
+@pytest.mark.rule("BAS-041")
 def test_an_indirect_table_stays_as_it_is():
     def act(driver):
         driver.up()

@@ -174,6 +174,7 @@ def test_a_reset_device_keeps_no_memory(sim):
     sim.device.check()
 
 
+@pytest.mark.rule("BAS-042")
 def test_memory_freed_under_a_live_device_is_a_violation(sim):
     region = dma.memory.allocate(1 << 16)
     bring_up(sim, region)

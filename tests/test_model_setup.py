@@ -10,6 +10,17 @@ from pyvirtnet.testing import DEFAULT_FEATURES, NetDevice, mask
 # ---- status and features -----------------------------------------------------------------------
 
 
+@pytest.mark.rule(
+    "BAS-003",
+    "BAS-027",
+    "BAS-028",
+    "BAS-029",
+    "BAS-030",
+    "BAS-033",
+    "BAS-035",
+    "BAS-036",
+    "BAS-037",
+)
 @pytest.mark.parametrize(
     ("missing", "rule"),
     [
@@ -27,6 +38,7 @@ def test_a_missing_step(missing, rule):
     breaks(lambda driver: driver.up(without={missing}), rule)
 
 
+@pytest.mark.rule("BAS-004", "BAS-005", "BAS-043")
 @pytest.mark.parametrize(
     ("values", "rule"),
     [
@@ -45,6 +57,7 @@ def test_status(values, rule):
     breaks(act, rule)
 
 
+@pytest.mark.rule("BAS-007", "BAS-010", "BAS-011", "RSV-001")
 @pytest.mark.parametrize(
     ("offered", "accepted", "rule"),
     [
@@ -72,6 +85,18 @@ DEPENDENCIES = [
 ]  # fmt: skip
 
 
+@pytest.mark.rule(
+    "BAS-008",
+    "NET-004",
+    "NET-005",
+    "NET-008",
+    "NET-009",
+    "NET-012",
+    "NET-013",
+    "NET-014",
+    "NET-030",
+    "NET-031",
+)
 @pytest.mark.parametrize(("feature", "present", "lacking"), DEPENDENCIES)
 def test_a_feature_needs_another(feature, present, lacking):
     accepted = PLAIN | mask(feature, *present.split())
@@ -84,6 +109,7 @@ def test_a_feature_needs_another(feature, present, lacking):
     assert driver.device.read_status() == 11
 
 
+@pytest.mark.rule("BAS-034")
 def test_features_after_features_ok():
     def act(driver):
         driver.up(until="queue 0").device.accept_features(PLAIN)
@@ -98,6 +124,7 @@ def test_the_device_refuses_features_it_cannot_do_without():
     driver.device.check()
 
 
+@pytest.mark.rule("BAS-023", "BAS-032", "NET-017")
 def test_configuration():
     breaks(lambda driver: driver.device.read_config(0, 6), "configuration is read after DRIVER")
 
@@ -118,6 +145,7 @@ def test_configuration():
 # ---- queue set-up ------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("SPL-001", "PCI-021")
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
@@ -140,6 +168,7 @@ def test_queue_set_up(changes, rule):
     breaks(act, rule)
 
 
+@pytest.mark.rule("BAS-036", "PCI-022", "PCI-024")
 def test_queue_set_up_order():
     def again(driver):
         driver.up(until="driver_ok").set_up(driver.rx)
@@ -168,6 +197,7 @@ def test_queue_set_up_order():
     assert Driver().device.queue_max_size(2) == 0
 
 
+@pytest.mark.rule("SPL-024")
 @pytest.mark.parametrize("offset", [0, 2, 4, 4 + 8 * 8])
 def test_used_ring_is_zeroed(offset):
     def act(driver):
@@ -180,11 +210,13 @@ def test_used_ring_is_zeroed(offset):
 # ---- notifications -----------------------------------------------------------------------------
 
 
+@pytest.mark.rule("BAS-040")
 def test_kicks():
     breaks(lambda driver: driver.up(until="driver_ok").device.kick(0), "no kick before DRIVER_OK")
     breaks(lambda driver: driver.up().device.kick(2), "only enabled queues are kicked")
 
 
+@pytest.mark.rule("SPL-026", "SPL-030")
 @pytest.mark.parametrize("features", [MERGED, EVENTS])
 def test_a_kick_that_was_not_wanted(features):
     def act(driver):
@@ -197,6 +229,7 @@ def test_a_kick_that_was_not_wanted(features):
     assert driver.device.take() == [FRAME]
 
 
+@pytest.mark.rule("SPL-027", "SPL-029")
 @pytest.mark.parametrize("start_index", [0, 0xFFFE])
 @pytest.mark.parametrize("features", [MERGED, EVENTS])
 def test_a_missed_kick(features, start_index):
@@ -216,6 +249,7 @@ def test_a_missed_kick(features, start_index):
     assert driver.device.missed_kicks() == [1]
 
 
+@pytest.mark.rule("SPL-013", "SPL-015")
 @pytest.mark.parametrize(("features", "flags"), [(MERGED, 2), (EVENTS, 1)])
 def test_available_flags(features, flags):
     def act(driver):

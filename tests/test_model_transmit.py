@@ -11,6 +11,9 @@ OFFLOADS = MERGED | mask("csum", "host_tso4")
 CSUM = MERGED | mask("csum")
 
 
+@pytest.mark.rule(
+    "NET-035", "NET-036", "NET-041", "NET-043", "NET-050", "NET-055", "NET-056", "NET-060"
+)
 @pytest.mark.parametrize(
     ("features", "header", "frame", "rule"),
     [
@@ -51,6 +54,7 @@ def test_offloads_that_were_negotiated(features, header):
     assert driver.device.take_with_headers() == [header + FRAME]
 
 
+@pytest.mark.rule("NET-025")
 def test_frames_keep_to_the_mtu():
     def act(driver):
         driver.up().send(bytes(1515))

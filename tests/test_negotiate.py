@@ -23,6 +23,7 @@ def test_both_sides_have_to_have_a_feature():
     assert features.bits == to_bits(features.negotiated)
 
 
+@pytest.mark.rule("BAS-007", "BAS-009", "BAS-010", "BAS-013", "RSV-001")
 @given(st.integers(0, ALL), some_features)
 def test_what_is_negotiated(offered, wanted):
     wanted |= {Feature.VERSION_1}
@@ -36,6 +37,7 @@ def test_what_is_negotiated(offered, wanted):
     assert all(not REQUIRES.get(one, frozenset()) <= features.negotiated for one in missing)
 
 
+@pytest.mark.rule("BAS-008")
 def test_prerequisites_fall_in_chains(monkeypatch):
     """5.1.3.1: HOST_ECN needs HOST_TSO4, which needs CSUM."""
     chain = {
@@ -50,6 +52,7 @@ def test_prerequisites_fall_in_chains(monkeypatch):
     assert without.negotiated == {Feature.VERSION_1, Feature.CSUM}
 
 
+@pytest.mark.rule("RSV-002", "LEG-001", "LEG-002")
 @pytest.mark.parametrize("offered", [0, ALL & ~V1])
 def test_a_legacy_device_is_refused(offered):
     with pytest.raises(FeatureMissing, match=r"VERSION_1(.|\n)*disable-legacy=on"):

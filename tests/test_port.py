@@ -113,6 +113,7 @@ def test_a_device_that_cannot_be_driven(device, error, words):
     assert device.translate is None
 
 
+@pytest.mark.rule("BAS-005", "BAS-038")
 def test_a_device_that_fails_is_told_so():
     written = []
 
@@ -132,6 +133,7 @@ def test_a_device_that_fails_is_told_so():
 # ---- what it says of itself ----------------------------------------------------------------------
 
 
+@pytest.mark.rule("NET-019")
 def test_mac(make_nic):
     nic = make_nic(mac=bytes.fromhex("525400123456"))
     assert nic.port.mac == bytes.fromhex("525400123456")
@@ -140,6 +142,7 @@ def test_mac(make_nic):
     assert repr(nic.port.mac) == "Mac(52:54:00:12:34:56)"
 
 
+@pytest.mark.rule("NET-020")
 def test_a_device_without_a_mac_gets_a_local_one(make_nic):
     one, other = (make_nic(features=["-mac"]).port.mac for _ in range(2))
     assert one != other
@@ -147,6 +150,7 @@ def test_a_device_without_a_mac_gets_a_local_one(make_nic):
     assert one[0] & 3 == 2  # locally administered, not a group
 
 
+@pytest.mark.rule("NET-022")
 def test_link_up_and_down(make_nic):
     nic = make_nic(link=False)
     assert nic.port.link == Link(False, None, None)
@@ -154,10 +158,12 @@ def test_link_up_and_down(make_nic):
     assert nic.port.link == Link(True, None, None)
 
 
+@pytest.mark.rule("NET-021")
 def test_a_link_without_status_is_up(make_nic):
     assert make_nic(link=False, features=["-status"]).port.link.up
 
 
+@pytest.mark.rule("NET-027", "NET-028")
 @pytest.mark.parametrize(
     ("speed", "duplex", "link"),
     [
@@ -185,6 +191,7 @@ def test_mtu(make_nic):
     assert (nic.port.mtu, nic.port.max_frame) == (65535, 65535)
 
 
+@pytest.mark.rule("NET-024")
 def test_an_mtu_that_no_page_holds_is_not_accepted_without_mrg_rxbuf(make_nic):
     nic = make_nic(mtu=9000, features=["-mrg_rxbuf"])
     assert Feature.MTU not in nic.port.features.negotiated

@@ -70,6 +70,7 @@ def test_as_many_small_frames_as_ring_entries_at_once(make_nic):
     assert [bytes(one) for one in burst] == sent
 
 
+@pytest.mark.rule("BAS-041", "SPL-012")
 def test_indices_wrap(make_nic):
     nic = make_nic(queue_sizes=(8, 8), fill=False)
     sizes = (60, 128, 129, 60, 4085, 60, 1514, 14)
@@ -254,6 +255,7 @@ def test_nothing_but_runts(nic):
 # ---- without MRG_RXBUF -------------------------------------------------------------------------
 
 
+@pytest.mark.rule("BAS-014")
 @pytest.mark.parametrize("size", [14, 60, 128, 129, 1514, 4084])
 def test_one_buffer_a_frame_without_mrg_rxbuf(make_nic, size):
     nic = make_nic(features=["-mrg_rxbuf"])
@@ -372,6 +374,7 @@ def test_waiting_ends_with_a_frame(nic):
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.rule("SPL-036")
 def test_waiting_is_woken_by_the_interrupt(nic):
     """The device delivers once the driver has asked for an interrupt, and not before."""
     asks = threading.Event()

@@ -113,6 +113,7 @@ def test_a_frame_that_the_pool_can_never_hold_is_refused():
         assert port.send_burst([bytes(60)]) == 1
 
 
+@pytest.mark.rule("NET-024")
 @pytest.mark.parametrize("small", [{"ring_size": 2}, {"pages": 1}])
 def test_an_mtu_that_the_receive_ring_cannot_hold_is_declined(small):
     with pyvirtnet.open("sim:loopback?mtu=65535", **small) as port:

@@ -64,6 +64,7 @@ def test_what_a_frame_may_be(nic, kind, size):
     assert nic.transmitted() == sent
 
 
+@pytest.mark.rule("SPL-003")
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size(nic, size):
     assert nic.port.send_burst([frame(size)]) == 1
@@ -98,6 +99,7 @@ def test_sent_bytes_are_orphaned(nic):
     assert nic.transmitted() == [frame(60), frame(1000, 2)]
 
 
+@pytest.mark.rule("BAS-041", "SPL-012")
 def test_indices_wrap_under_shuffled_completion(make_nic):
     nic = make_nic(queue_sizes=(8, 8), seed=5)
     rng, number, got = random.Random(7), 0, []
@@ -110,6 +112,7 @@ def test_indices_wrap_under_shuffled_completion(make_nic):
         assert data == frame(60, at)
 
 
+@pytest.mark.rule("BAS-041", "SPL-004")
 @pytest.mark.parametrize("order", ["fifo", "lifo", "shuffled"])
 def test_chains_complete_in_any_order(make_nic, order):
     nic = make_nic(queue_sizes=(64, 64), pages=600)
@@ -174,6 +177,7 @@ def test_running_out_of_pages_takes_a_prefix(make_nic):
     assert nic.transmitted() == sent[2:]
 
 
+@pytest.mark.rule("SPL-009")
 def test_a_frame_with_more_pieces_than_the_ring_has_entries(make_nic):
     wide, narrow = make_nic(queue_sizes=(64, 64)), make_nic(queue_sizes=(8, 8))
     wide.device.deliver(frame(1000), lengths=[200] + [20] * 40 + [12])
@@ -230,6 +234,7 @@ def test_one_bad_frame_and_nothing_is_sent(nic, bad, error, place):
     assert nic.transmitted() == good
 
 
+@pytest.mark.rule("SPL-012")
 def test_a_bad_frame_behind_frames_in_flight(nic):
     """What was sent before stays sent; a wrapped ring is put back as it was."""
     for number in range(300):
@@ -276,6 +281,7 @@ def test_one_received_frame_comes_in_a_list_too(nic):
         nic.port.send_burst(one)
 
 
+@pytest.mark.rule("NET-025")
 @pytest.mark.parametrize("mtu", [68, 1280, 1500, 4000, 9000])
 def test_mtu(make_nic, mtu):
     nic = make_nic(mtu=mtu)
@@ -293,6 +299,7 @@ def test_mtu(make_nic, mtu):
     assert [len(data) for data in nic.transmitted()] == [60, mtu + 14]
 
 
+@pytest.mark.rule("NET-025")
 def test_a_received_frame_over_the_mtu_of_another_port(make_nic):
     wide, narrow = make_nic(), make_nic(mtu=1500)
     wide.device.deliver(frame(60), frame(1515))
@@ -514,6 +521,7 @@ def test_the_next_send_reclaims(nic):
     assert (nic.port.tx_pending, nic.port.stats.tx_reclaimed) == (4, 22)
 
 
+@pytest.mark.rule("SPL-027", "SPL-031")
 def test_one_kick_a_burst(nic):
     for number in range(10):
         nic.port.send_burst(frames(20))
@@ -522,6 +530,7 @@ def test_one_kick_a_burst(nic):
         nic.transmitted()
 
 
+@pytest.mark.rule("SPL-026", "SPL-027")
 def test_no_kick_where_the_device_wants_none(nic):
     nic.device.silence(1)
     for _ in range(10):
@@ -535,6 +544,7 @@ def test_no_kick_where_the_device_wants_none(nic):
     assert nic.device.missed_kicks() == []
 
 
+@pytest.mark.rule("SPL-014")
 def test_transmitting_asks_for_no_interrupt(nic):
     for _ in range(100):
         nic.port.send_burst(frames(64))

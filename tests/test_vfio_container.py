@@ -4,6 +4,7 @@ import gc
 import os
 import termios
 
+import pytest
 from fake_sysfs import BDF, make_sysfs
 
 from pyvirtnet.vfio.container import Container
@@ -17,6 +18,7 @@ pytest_plugins = ["vfio_fixtures"]
 
 
 class TestSharing:
+    @pytest.mark.rule("RSV-004")
     def test_the_first_group_brings_the_iommu_and_maps_all_memory(self, sysfs, kernel, memory):
         make_sysfs(sysfs)
         region = memory.allocate(1 << 20)
@@ -34,6 +36,7 @@ class TestSharing:
         container.close_device(Function(BDF))
         assert kernel.events[-2:] == [f"close {NODE}", "close /dev/vfio/vfio"]
 
+    @pytest.mark.rule("RSV-004")
     def test_memory_that_comes_and_goes_later(self, sysfs, kernel, memory):
         make_sysfs(sysfs)
         container = Container()

@@ -34,6 +34,7 @@ class TestLife:
         open_port(fake)
         assert fake.events == ["open", "virtio reset", "dma on", "irqs 4"]
 
+    @pytest.mark.rule("BAS-042")
     def test_close_stops_the_device_before_anything_is_given_up(self, fake):
         transport = open_port(fake)
         fake.events.clear()
@@ -112,6 +113,7 @@ class TestRegisters:
         open_port(fake).accept_features(1 << 33 | 1 << 32 | 1 << 15)
         assert fake.state("driver_feature") == 1 << 33 | 1 << 32 | 1 << 15
 
+    @pytest.mark.rule("RSV-005")
     def test_a_device_that_would_go_past_the_iommu_is_refused(self, fake):
         with pytest.raises(errors.NoIommu, match="iommu_platform=on"):
             open_port(fake).accept_features(1 << 32 | 1 << 15)
@@ -133,6 +135,7 @@ class TestRegisters:
             device.read(4, offset, width)
         assert fake.accesses == []
 
+    @pytest.mark.rule("PCI-005", "PCI-006", "PCI-007")
     def test_config_fields_are_read_in_their_own_width(self, fake):
         transport = open_port(fake)
         assert transport.read_config(0, 6) == bytes.fromhex("525400000001")
@@ -145,6 +148,7 @@ class TestRegisters:
         assert transport.read_config(7, 2) == fake_vfio.NET_CONFIG[7:9]
         assert transport.read_config(13, 3) == fake_vfio.NET_CONFIG[13:16]
 
+    @pytest.mark.rule("BAS-022")
     def test_config_that_changes_once_is_read_again(self, fake, monkeypatch):
         transport = open_port(fake)
         answers = iter([b"\x01", b"\x02", b"\x02", b"\x02"])
@@ -155,6 +159,7 @@ class TestRegisters:
         assert transport.read_config(10, 2) == (1500).to_bytes(2, "little")
         assert next(answers, None) is None
 
+    @pytest.mark.rule("PCI-014", "PCI-018")
     def test_only_the_page_of_the_doorbell_is_mapped(self, fake):
         transport = open_port(fake)
         transport.setup_queue(0, ADDRESSES)
@@ -163,6 +168,7 @@ class TestRegisters:
 
 
 class TestQueues:
+    @pytest.mark.rule("PCI-022")
     def test_a_queue_is_programmed_and_then_enabled(self, fake):
         open_port(fake).setup_queue(1, QueueAddresses(128, 0x1_2345_6000, 2 << 32, 0x3_0000_1000))
         queue = fake.queue(1)
@@ -179,6 +185,7 @@ class TestQueues:
         ctypes.c_uint16.from_address(doorbell.target).value = doorbell.value
         assert fake.notified(1 * 4) == 1
 
+    @pytest.mark.rule("PCI-051", "PCI-053")
     def test_a_doorbell_that_cannot_be_mapped_is_written_through_the_file(self, fake):
         fake.mappable = False
         doorbell = open_port(fake).setup_queue(2, QueueAddresses(64, 0, 0, 0))
@@ -210,6 +217,7 @@ class TestQueues:
     def test_a_queue_that_does_not_exist_has_size_zero(self, fake):
         assert open_port(fake).queue_max_size(3) == 0
 
+    @pytest.mark.rule("PCI-021")
     @pytest.mark.parametrize("size", [0, 3, 100])
     def test_a_split_queue_takes_a_power_of_two(self, fake, size):
         with pytest.raises(ValueError, match="power of two"):
@@ -226,6 +234,7 @@ class TestInterrupts:
         fake.trigger(2)
         assert os.eventfd_read(transport.interrupt_fd(1)) == 1
 
+    @pytest.mark.rule("PCI-043", "PCI-046")
     @pytest.mark.parametrize(
         ("count", "vectors"),
         [

@@ -24,6 +24,7 @@ def _function(sysfs):
 
 
 class TestCapabilities:
+    @pytest.mark.rule("PCI-010", "PCI-011", "PCI-013")
     def test_the_first_usable_capability_of_a_type_wins(self):
         bodies = standard_capabilities()
         bodies += [capability(1, 0x2000, 0x1000)]
@@ -42,6 +43,7 @@ class TestCapabilities:
         fake.config[0x41] |= 1
         assert open_port(fake).status() == 0
 
+    @pytest.mark.rule("PCI-012")
     def test_a_longer_capability_is_accepted(self):
         bodies = [
             body if body[1] != 1 else b"\x30" + body[1:] + bytes(32)
@@ -49,6 +51,7 @@ class TestCapabilities:
         ]
         assert open_port(FakeVfio(bodies)).status() == 0
 
+    @pytest.mark.rule("PCI-015")
     def test_a_length_past_the_bar_is_cut(self):
         bodies = standard_capabilities()
         bodies[1] = capability(2, fake_vfio.NOTIFY, 0xFFFF_FFFF, size=20, multiplier=0x1000)
@@ -58,10 +61,12 @@ class TestCapabilities:
         with pytest.raises(errors.DeviceBroken, match="doorbell"):
             transport.setup_queue(1, ADDRESSES)
 
+    @pytest.mark.rule("PCI-002", "LEG-017")
     def test_a_transitional_device_with_modern_capabilities_is_fine(self, sysfs, fake):
         (sysfs / "bus/pci/devices" / BDF / "device").write_text("0x1000\n")
         assert open_port(fake).status() == 0
 
+    @pytest.mark.rule("LEG-001", "LEG-019")
     def test_a_legacy_only_device_is_named_as_such(self):
         with pytest.raises(errors.NotVirtioNet, match="legacy"):
             open_port(FakeVfio([]))
@@ -93,6 +98,7 @@ class TestHostile:
         with pytest.raises(errors.DeviceBroken, match="capability of 16 bytes"):
             open_port(fake)
 
+    @pytest.mark.rule("PCI-016")
     @pytest.mark.parametrize("kind", [1, 2])
     @pytest.mark.parametrize(
         ("offset", "length"),
@@ -138,6 +144,7 @@ class TestHostile:
         with pytest.raises(errors.DeviceTimeout, match="changed"):
             transport.read_config(0, 6)
 
+    @pytest.mark.rule("BAS-025")
     def test_config_shorter_than_the_features_promise(self):
         bodies = standard_capabilities()
         bodies[2] = capability(4, fake_vfio.DEVICE, 8)
@@ -176,6 +183,7 @@ class TestHostile:
         with pytest.raises(errors.DeviceBroken, match="32768"):
             open_port(fake).queue_max_size(0)
 
+    @pytest.mark.rule("PCI-047", "PCI-048")
     def test_vector_that_is_not_taken(self, fake):
         fake.refuse_vectors = True
         with pytest.raises(errors.DeviceBroken, match="MSI-X"):

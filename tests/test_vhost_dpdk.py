@@ -170,6 +170,7 @@ def test_everything_sent_arrives(start, path):
         assert stats.rx_bytes == sent * 60
 
 
+@pytest.mark.rule("SPL-034")
 def test_a_million_frames_in_a_closed_loop(start, path):
     """None is lost, damaged, doubled or out of order, though 192 are always on the way."""
     start("io")

@@ -88,6 +88,7 @@ def test_an_answer_for_another_queue(path, start):
         port._transport.reset()
 
 
+@pytest.mark.rule("BAS-010", "BAS-012")
 def test_unknown_features_are_not_accepted(path, start):
     back_end = start()
     for request in (wire.GET_FEATURES, wire.GET_PROTOCOL_FEATURES):

@@ -85,6 +85,7 @@ def table(regions: list[dma.Region]) -> bytes:
     return words(len(rows), 0) + b"".join(rows)
 
 
+@pytest.mark.rule("BAS-003", "BAS-027", "BAS-037", "BAS-042")
 def test_every_message_of_a_life(path, start):
     """In order, to the byte: with all protocol features, a ring size of 64."""
     back_end = start()
@@ -148,6 +149,7 @@ def test_without_a_configuration_space_nothing_is_offered_that_lies_there(path, 
         assert port.link.up
 
 
+@pytest.mark.rule("BAS-035")
 def test_a_device_that_does_not_keep_features_ok(path, start):
     start(Loopback(features=FEATURES, required=mask("mrg_rxbuf")))
     with pytest.raises(pyvirtnet.FeatureMissing, match="refused the features"):

@@ -160,6 +160,7 @@ class TestRegisters:
 
 
 class TestTraffic:
+    @pytest.mark.rule("RSV-004")
     def test_a_frame_crosses_the_cable_and_interrupts(self):
         sender, receiver = VfioPciTransport(NIC), VfioPciTransport(PEER)
         try:
