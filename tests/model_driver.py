@@ -4,12 +4,11 @@ import re
 import struct
 
 import pytest
+from model_packed_driver import BASE, QUEUE_SPACE, PackedRing
 
 from pyvirtnet.testing import MemoryMap, NetDevice, Violation, mask
 
-BASE = 0x1_0000_0000  # address of the driver's memory at the device
 SIZE = 4 << 20
-QUEUE_SPACE = 0x8000
 BUFFERS = BASE + 0x40000
 FRAMES = BASE + SIZE // 2  # transmitted frames lie here, each at its head's place
 PAGE = 4096
@@ -20,19 +19,21 @@ PLAIN = mask("version_1", "access_platform", "mac", "status")
 MERGED = PLAIN | mask("mrg_rxbuf")
 INDIRECTS = MERGED | mask("indirect_desc")
 EVENTS = MERGED | mask("event_idx")
+PACKED, ORDERED = mask("ring_packed"), mask("in_order")
 
 
 class Queue:
     """The driver's half of a split virtqueue."""
 
-    def __init__(self, memory, index, size, start):
+    def __init__(self, memory, index, size, start, features=0):
+        self.features = features
         self.memory, self.index, self.size = memory, index, size
         self.desc = BASE + index * QUEUE_SPACE
         self.avail = self.desc + 0x4000
         self.used = self.desc + 0x5000
         self.free = list(range(size))
         self.chains = {}
-        self.next = self.published = self.reaped = start
+        self.next = self.published = self.reaped = self.considered = start
         self.put16(self.avail + 2, start)
         self.put16(self.used + 2, start)
 
@@ -55,7 +56,7 @@ class Queue:
                 slot, address, length, flags | (0 if last else NEXT), 0 if last else slots[at + 1]
             )
         self.offer(slots[0])
-        self.chains[slots[0]] = (slots, pieces)
+        self.chains[slots[0]] = (slots, pieces, flags)
         return slots[0]
 
     def offer(self, head):
@@ -69,16 +70,37 @@ class Queue:
         self.published = self.next
         return news
 
+    @property
+    def position(self):
+        return self.next
+
+    @property
+    def room(self):
+        return len(self.free)
+
+    def wants_kick(self):
+        """What the device asked for, of all that was exposed since this was called last."""
+        first, self.considered = self.considered, self.next
+        if not self.features & mask("event_idx"):
+            return not self.get16(self.used) & 1
+        event = self.get16(self.used + 4 + 8 * self.size)
+        return (event - first) % 65536 < (self.next - first) % 65536
+
     def reap(self):
         """(pieces, bytes written) of each buffer used since the last call."""
         done = []
         while self.reaped != self.get16(self.used + 2):
             at = self.used + 4 + 8 * (self.reaped % self.size) - BASE
             head, length = struct.unpack_from("<II", self.memory, at)
-            slots, pieces = self.chains.pop(head)
-            self.free += slots
-            done.append((pieces, length))
-            self.reaped = (self.reaped + 1) & 0xFFFF
+            in_order = self.features & ORDERED
+            for passed in list(self.chains) if in_order else [head]:
+                slots, pieces, flags = self.chains.pop(passed)
+                self.free += slots
+                whole = sum(size for _, size in pieces) if flags & WRITE else 0
+                done.append((pieces, length if passed == head else whole))
+                self.reaped = (self.reaped + 1) & 0xFFFF
+                if passed == head:
+                    break
         return done
 
 
@@ -92,11 +114,29 @@ class Driver:
         self.device.translate = self.map.translate
         self.size = size
         self.features = self.device.offered if features is None else features
-        self.rx, self.tx = (
-            Queue(self.memory, index, size, self.device.start_index) for index in (0, 1)
-        )
+        self.rx, self.tx = self.queue(0), self.queue(1)
         self.next_buffer = BUFFERS
         self.free_pages = []
+
+    def queue(self, index):
+        start = self.device.start_index
+        if self.features & PACKED:
+            in_order = bool(self.features & ORDERED)
+            return PackedRing(self.memory, index, size=self.size, start=start, in_order=in_order)
+        return Queue(self.memory, index, self.size, start, self.features)
+
+    def kick(self, queue):
+        if self.features & mask("notification_data"):
+            self.device.notify(queue.index, queue.position)
+        else:
+            self.device.kick(queue.index)
+
+    def expose(self, queue):
+        """Publish, and kick if the device asked for it; whether it did."""
+        wanted = queue.publish() and queue.wants_kick()
+        if wanted:
+            self.kick(queue)
+        return wanted
 
     def steps(self):
         """What 3.1.1 asks for, in order, by name."""
@@ -121,10 +161,22 @@ class Driver:
                 step()
         return self
 
+    def up_from(self, first):
+        """The steps from `first` on."""
+        names = list(self.steps())
+        return self.up(without=names[: names.index(first)])
+
     def set_up(self, queue, **changes):
         areas = {"desc": queue.desc, "driver": queue.avail, "device": queue.used}
         self.device.configure_queue(queue.index, **({"size": queue.size} | areas | changes))
         self.device.enable(queue.index)
+
+    def used_entry(self, queue, place):
+        """(name, bytes written) as the device wrote it there, or something older."""
+        if self.features & PACKED:
+            return queue.read(place)[2:0:-1]
+        at = queue.used + 4 + 8 * place - BASE
+        return struct.unpack_from("<II", self.memory, at)
 
     def buffer(self, length=PAGE):
         address = self.next_buffer
@@ -142,7 +194,7 @@ class Driver:
             address = self.free_pages.pop() if self.free_pages else self.buffer(length)
             self.rx.add((address, length), flags=WRITE)
         if self.rx.publish() and kick:
-            self.device.kick(0)
+            self.kick(self.rx)
 
     def send(self, *frames, header=HEADER, kick=True):
         for frame in frames:
@@ -151,7 +203,7 @@ class Driver:
             self.put(address, data)
             self.tx.add((address, len(data)), flags=0)
         if self.tx.publish() and kick:
-            self.device.kick(1)
+            self.kick(self.tx)
 
     def receive(self):
         """Frames received, put together from their buffers."""

@@ -39,6 +39,7 @@ class Endpoint:
         self.memory = MemoryMap()
         self.rings: dict[int, _Ring] = {}
         device.translate = self.memory.translate
+        device.prompt_kicks = False
         device.interrupt = self._interrupt
 
     def let_go(self) -> None:

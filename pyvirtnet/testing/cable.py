@@ -32,7 +32,7 @@ class Wire:
 
     def _collect(self) -> bool:
         room = self.limit - len(self.backlog)
-        if room <= 0 or not self.source.live:
+        if room <= 0 or not self.source.running(2 * self.pair + 1):
             return False
         frames = self.source.take(room, pair=self.pair)
         if frames:
@@ -41,7 +41,7 @@ class Wire:
         return bool(frames)
 
     def _hand_over(self) -> bool:
-        if not self.backlog or not self.target.live:
+        if not self.backlog or not self.target.running(2 * self.pair):
             return False
         self._drop_oversized()
         sent = self.target.deliver_some(self.backlog, pair=self.pair)

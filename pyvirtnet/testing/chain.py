@@ -14,37 +14,38 @@ def reach(translate: Translate, address: int, length: int, where: Where) -> memo
         return translate(address, length)
     except LookupError as error:
         seen = f"{words(where)}: {address:#x} + {length}"
-        raise Violation("buffers lie in DMA memory", "2.7.5", seen) from error
+        raise Violation("buffers lie in DMA memory", "2.7.5, 2.8.4", seen) from error
 
 
 class Chain:
     """A buffer as it was exposed.
 
-    head      what names it in the used ring
-    position  where it stands in the driver's order, modulo 65536
+    head      what names it when it is used: its first descriptor (split), its id (packed)
+    position  its place in the available ring, modulo 65536 (split), its first descriptor (packed)
     spans     (address, length) of each element; views: their bytes
     readable  how many of the elements the device reads; they come first
     capacity  bytes of all elements
+    writable  bytes of those that the device writes
     """
 
-    __slots__ = ("capacity", "head", "position", "readable", "spans", "views")
+    __slots__ = ("capacity", "head", "position", "readable", "spans", "views", "writable")
 
     def __init__(self, head: int, position: int) -> None:
         self.head, self.position = head, position
         self.spans: list[tuple[int, int]] = []
         self.views: list[memoryview] = []
-        self.readable = self.capacity = 0
+        self.readable = self.capacity = self.writable = 0
 
     def add(
         self, address: int, length: int, write: bool, translate: Translate, where: Where
     ) -> None:
         """Append an element, if it is a legal one."""
         if length == 0:
-            raise Violation("an element has a length", "2.7.5", f"{words(where)}: length 0")
+            raise Violation("an element has a length", "2.7.5, 2.8.4", f"{words(where)}: length 0")
         if not write and self.readable < len(self.spans):
             raise Violation(
                 "what the device reads comes before what it writes",
-                "2.7.4.2",
+                "2.7.4.2, 2.8.17",
                 f"{words(where)}: readable after writable",
             )
         self.capacity += length
@@ -52,7 +53,10 @@ class Chain:
             raise Violation("a buffer has 2^32 bytes at most", "2.7.5.2", words(where))
         self.views.append(reach(translate, address, length, where))
         self.spans.append((address, length))
-        self.readable += not write
+        if write:
+            self.writable += length
+        else:
+            self.readable += 1
 
     def gather(self) -> bytes:
         """All bytes of the buffer."""

@@ -45,6 +45,10 @@ INDIRECT_DESC = mask("indirect_desc")
 EVENT_IDX = mask("event_idx")
 VERSION_1 = mask("version_1")
 ACCESS_PLATFORM = mask("access_platform")
+RING_PACKED = mask("ring_packed")
+IN_ORDER = mask("in_order")
+NOTIFICATION_DATA = mask("notification_data")
+RING_RESET = mask("ring_reset")
 HOST_TSO4, HOST_TSO6, HOST_ECN = mask("host_tso4"), mask("host_tso6"), mask("host_ecn")
 HOST_UFO, HOST_USO = mask("host_ufo"), mask("host_uso")
 GUEST_SEGMENTS = mask("guest_tso4", "guest_tso6", "guest_ufo", "guest_uso4", "guest_uso6")
@@ -57,6 +61,13 @@ DESC_NEXT, DESC_WRITE, DESC_INDIRECT = 1, 2, 4  # 2.7.5
 NO_INTERRUPT = 1  # avail.flags, 2.7.7
 NO_NOTIFY = 1  # used.flags, 2.7.10
 MAX_QUEUE = 32768  # 2.7
+
+# Packed virtqueue, 2.8: descriptor (addr, len, id, flags), what a used one says (len, id), event
+# suppression (place and wrap counter, flags)
+USED_PART = Struct("<IH")
+EVENT_SUPPRESS = Struct("<HH")
+DESC_AVAIL, DESC_USED = 1 << 7, 1 << 15  # 2.8.1
+EVENT_ENABLE, EVENT_DISABLE, EVENT_AT = 0, 1, 2  # 2.8.10
 
 # struct virtio_net_hdr, 5.1.6: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset,
 # num_buffers

@@ -12,8 +12,8 @@ from .header import check_transmitted
 from .layout import LINK_UP, MRG_RXBUF, MTU, NET_CONFIG, mask
 from .memory import Translate
 from .merge import MERGES, Merge, exactly, spread
+from .queue import Virtqueue, joins
 from .rules import DEFAULT_FEATURES, HEADER, NetRules, where_is
-from .split import SplitQueue
 
 
 class NetDevice(NetRules):
@@ -22,7 +22,9 @@ class NetDevice(NetRules):
     Queue pair p is queues 2p (receive) and 2p + 1 (transmit). `merge` is "fill", "random" or a
     callable (see `merge.Merge`). `fill` has every posted receive buffer overwritten with a
     pattern, to see a driver write into it; switch it off for speed. `start_index` is where both
-    ring indices start, as with a vhost-user back end.
+    ring indices start, as with a vhost-user back end; in a packed ring, how many descriptors have
+    gone round before (see `packed.PackedQueue`). `used_batch` says which used buffers share an
+    entry where IN_ORDER lets them: "none", "all" that can, or "random" ones, drawn from `seed`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class NetDevice(NetRules):
         start_index: int = 0,
         merge: str | Merge = "fill",
         seed: int = 0,
+        used_batch: str = "random",
         fill: bool = True,
         strict_kicks: bool = True,
         interrupt: Callable[[int | None], None] | None = None,
@@ -48,6 +51,7 @@ class NetDevice(NetRules):
             required=required,
             queue_sizes=queue_sizes,
             start_index=start_index,
+            join=joins(used_batch, seed),
             strict_kicks=strict_kicks,
             interrupt=interrupt,
         )
@@ -125,7 +129,7 @@ class NetDevice(NetRules):
         return count
 
     def _plans(
-        self, queue: SplitQueue, frames: Sequence[bytes], merge: Merge
+        self, queue: Virtqueue, frames: Sequence[bytes], merge: Merge
     ) -> Iterator[list[int]]:
         used = 0
         for frame in frames:
@@ -145,7 +149,7 @@ class NetDevice(NetRules):
             used += len(plan)
 
     def _write(
-        self, queue: SplitQueue, frame: bytes, plan: list[int], header: bytes
+        self, queue: Virtqueue, frame: bytes, plan: list[int], header: bytes
     ) -> list[tuple[Chain, int]]:
         data = memoryview(b"".join((header, len(plan).to_bytes(2, "little"), frame)))
         done, start = [], 0
@@ -181,6 +185,7 @@ class NetDevice(NetRules):
         """Give up to `n` taken transmit buffers back, and say how many.
 
         `order` is "fifo", "lifo", "shuffled", or places in what was taken and is still kept.
+        ValueError: with IN_ORDER only "fifo" is possible.
         """
         queue = self._live(2 * pair + 1)
         places = list(range(len(queue.taken)))
@@ -195,8 +200,8 @@ class NetDevice(NetRules):
         places = places[:n]
         done = [(queue.taken[place], 0) for place in places]
         gone = set(places)
-        queue.taken = [chain for at, chain in enumerate(queue.taken) if at not in gone]
         self._give_back(queue, done)
+        queue.taken = [chain for at, chain in enumerate(queue.taken) if at not in gone]
         return len(done)
 
     def _take(self, n: int | None, pair: int) -> Iterator[bytes]:

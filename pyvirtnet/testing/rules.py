@@ -8,7 +8,7 @@ from functools import lru_cache
 from .chain import Chain
 from .device import Device, examined
 from .layout import ETHERNET_HEADER, GUEST_SEGMENTS, LARGEST_FRAME, MRG_RXBUF, MTU, NET_HEADER, mask
-from .split import SplitQueue
+from .queue import Virtqueue
 from .violation import Violation, Where, words
 
 HEADER = NET_HEADER.size
@@ -18,7 +18,8 @@ DEFAULT_FEATURES = mask(
 )
 # What the model can act on once the driver has accepted it
 SPOKEN = DEFAULT_FEATURES | mask(
-    "order_platform", "mtu", "speed_duplex", "csum", "guest_csum", "guest_tso4", "guest_tso6",
+    "order_platform", "ring_packed", "in_order", "notification_data", "ring_reset",
+    "mtu", "speed_duplex", "csum", "guest_csum", "guest_tso4", "guest_tso6",
     "guest_ecn", "guest_ufo", "guest_uso4", "guest_uso6", "guest_hdrlen",
     "host_tso4", "host_tso6", "host_ecn", "host_ufo", "host_uso",
 )  # fmt: skip
@@ -40,7 +41,7 @@ class NetRules(Device):
     fill = True
     _mtu_limit: int | None = None  # the MTU, if it was negotiated
 
-    def admit(self, queue: SplitQueue, chain: Chain) -> None:
+    def admit(self, queue: Virtqueue, chain: Chain) -> None:
         where = where_is(queue, chain)
         if queue.index % 2:
             self._admit_transmit(chain, where)
@@ -74,7 +75,7 @@ class NetRules(Device):
         wanted = HEADER + ETHERNET_HEADER + (self._mtu_limit or 0)
         return max(SMALLEST_BUFFER, wanted)
 
-    def _check_untouched(self, queue: SplitQueue, chain: Chain) -> None:
+    def _check_untouched(self, queue: Virtqueue, chain: Chain) -> None:
         if not self.fill:
             return
         for (address, length), view in zip(chain.spans, chain.views, strict=True):
@@ -89,6 +90,12 @@ class NetRules(Device):
             for chain in queue.ready if index % 2 == 0 else ():
                 self._check_untouched(queue, chain)
 
+    def release(self, queue: Virtqueue, chain: Chain) -> None:
+        ledger = self._ledger
+        back = ledger.give_back_shared if queue.index % 2 else ledger.give_back_exclusive
+        for address, length in chain.spans:
+            back(address, length)
+
     def _go_live(self) -> None:
         unspoken = self.accepted & ~SPOKEN
         if unspoken:
@@ -98,21 +105,18 @@ class NetRules(Device):
             raise Violation("the first queue pair is set up before DRIVER_OK", "5.1.5", seen)
         self._mtu_limit = self.mtu if self.accepted & MTU else None
 
-    def _live(self, index: int) -> SplitQueue:
-        if not self.live:
-            raise RuntimeError("the driver has not set DRIVER_OK")
+    def _live(self, index: int) -> Virtqueue:
+        if not self.running(index):
+            raise RuntimeError(f"queue {index} does not run: no DRIVER_OK, or it was reset")
         return self.queues[index]
 
-    def _give_back(self, queue: SplitQueue, done: list[tuple[Chain, int]]) -> None:
+    def _give_back(self, queue: Virtqueue, done: list[tuple[Chain, int]]) -> None:
         wanted = queue.put(done)
-        ledger = self._ledger
-        back = ledger.give_back_shared if queue.index % 2 else ledger.give_back_exclusive
         for chain, _ in done:
-            for address, length in chain.spans:
-                back(address, length)
+            self.release(queue, chain)
         if wanted:
             self.raise_interrupt(queue.index)
 
 
-def where_is(queue: SplitQueue, chain: Chain) -> Where:
+def where_is(queue: Virtqueue, chain: Chain) -> Where:
     return ("queue", queue.index, "index", chain.position, "head", chain.head)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 from .chain import Chain, reach
 from .layout import (
     DESC_INDIRECT,
@@ -13,6 +9,7 @@ from .layout import (
     DESC_WRITE,
     DESCRIPTOR,
     EVENT_IDX,
+    IN_ORDER,
     INDIRECT_DESC,
     NO_INTERRUPT,
     NO_NOTIFY,
@@ -20,61 +17,43 @@ from .layout import (
     USED_ELEMENT,
 )
 from .memory import Translate
+from .queue import Areas, Entry, Exposed, Join, Virtqueue
 from .violation import Violation, Where, words
 
-_Entry = tuple[int, ...]  # a descriptor: address, length, flags, next
 
+class SplitQueue(Virtqueue):
+    """A descriptor table, an available ring and a used ring; indices run modulo 65536."""
 
-@dataclass(frozen=True)
-class Areas:
-    """A queue's size and the addresses of its three parts (4.1.4.3)."""
-
-    size: int
-    descriptors: int
-    driver: int
-    device: int
-
-    def spans(self) -> tuple[tuple[str, int, int, int], ...]:
-        """(name, address, bytes, alignment) of each part, 2.7."""
-        return (
-            ("descriptor table", self.descriptors, 16 * self.size, 16),
-            ("available ring", self.driver, 6 + 2 * self.size, 2),
-            ("used ring", self.device, 6 + 8 * self.size, 4),
-        )
-
-
-@dataclass(slots=True)
-class _Exposed:
-    """A buffer in flight, with what its descriptors held when it was exposed."""
-
-    chain: Chain
-    entries: list[tuple[int, _Entry]] = field(default_factory=list)
-    tables: list[tuple[memoryview, bytes]] = field(default_factory=list)
-
-
-class SplitQueue:
-    """One queue: takes what the driver exposes, checks it, and gives it back.
-
-    ready     buffers fetched and not yet worked on
-    taken     buffers worked on and not yet given back
-    kick_due  a kick is owed for what `fetch` saw
-    """
+    suppression = "2.7.10.1"
 
     def __init__(
-        self, index: int, areas: Areas, translate: Translate, features: int, start: int
+        self,
+        index: int,
+        areas: Areas,
+        translate: Translate,
+        *,
+        features: int,
+        start: int = 0,
+        join: Join = lambda: False,
     ) -> None:
-        self.index, self.size = index, areas.size
-        self.ready: deque[Chain] = deque()
-        self.taken: list[Chain] = []
-        self._translate, self._features = translate, features
-        self._table, self._avail, self._used = (
-            translate(address, length) for _, address, length, _ in areas.spans()
-        )
-        self._seen = self._given = start  # avail and used index, as far as the device has got
-        self._in_flight: dict[int, _Exposed] = {}
+        super().__init__(index, areas, translate, features=features, start=start, join=join)
+        self._avail, self._used = self._driver_area, self._device_area
         self._owner: dict[int, int] = {}  # descriptor in flight -> head of its chain
-        self._silent = self.kick_due = False
+        # With IN_ORDER the table is used in order, from its first descriptor on (2.7.5).
+        self._due = None if start or not features & IN_ORDER else 0
         self._set_up(start)
+
+    @staticmethod
+    def spans(areas: Areas) -> tuple[tuple[str, int, int, int], ...]:
+        return (  # 2.7
+            ("descriptor table", areas.descriptors, 16 * areas.size, 16),
+            ("available ring", areas.driver, 6 + 2 * areas.size, 2),
+            ("used ring", areas.device, 6 + 8 * areas.size, 4),
+        )
+
+    @property
+    def position(self) -> int:
+        return self._seen
 
     def _set_up(self, start: int) -> None:
         blank = bytearray(self._used.nbytes)
@@ -83,12 +62,11 @@ class SplitQueue:
             seen = f"{self._at()}: {bytes(self._used[:16]).hex()}…"
             rule = f"the used ring starts zeroed, its index at {start:#x}"
             raise Violation(rule, "2.7.8, 4.1.5.1.3", seen)
-        self._ask_for_kicks()
+        self._write_wish()
 
     # What the driver exposes
 
     def fetch(self) -> list[Chain]:
-        """Buffers exposed since the last call, each checked."""
         index = self._index_of(self._avail)
         fresh = (index - self._seen) & 0xFFFF
         self._check_avail_flags()
@@ -101,12 +79,11 @@ class SplitQueue:
                 f"{self._at()}: index from {self._seen} to {index}, "
                 f"{len(self._in_flight)} in flight",
             )
-        self.kick_due |= not self._silent  # with EVENT_IDX too: avail_event is always renewed
         chains = []
         while self._seen != index:
             chains.append(self._expose(self._seen))
             self._seen = (self._seen + 1) & 0xFFFF
-        self._ask_for_kicks()
+        self._saw(fresh)
         return chains
 
     def _expose(self, position: int) -> Chain:
@@ -117,19 +94,13 @@ class SplitQueue:
                 "2.7.13",
                 f"{self._at(position)}: head {head} is in flight",
             )
-        exposed = _Exposed(Chain(head, position))
+        exposed = Exposed(Chain(head, position))
         self._walk(exposed)
-        elements = len(exposed.chain.spans)
-        if elements > self.size:
-            raise Violation(
-                "a chain is no longer than the queue",
-                "2.7.5.2, 2.7.5.3.1",
-                f"{self._at(position)}: {elements} elements, size {self.size}",
-            )
+        self._check_count(exposed.chain)
         self._in_flight[head] = exposed
         return exposed.chain
 
-    def _walk(self, exposed: _Exposed) -> None:
+    def _walk(self, exposed: Exposed) -> None:
         chain = exposed.chain
         index = chain.head
         while True:
@@ -157,8 +128,14 @@ class SplitQueue:
             seen = f"{words(where)} is in the chain of head {other}"
             raise Violation("a descriptor in flight belongs to one buffer", "2.7.13", seen)
         self._owner[index] = head
+        if not self._features & IN_ORDER:
+            return
+        if self._due not in (None, index):
+            seen = f"{words(where)}, not {self._due}"
+            raise Violation("with IN_ORDER descriptors are taken in order", "2.7.5, 2.7.5.2", seen)
+        self._due = (index + 1) % self.size
 
-    def _walk_table(self, exposed: _Exposed, indirect: _Entry, where: Where) -> None:
+    def _walk_table(self, exposed: Exposed, indirect: Entry, where: Where) -> None:
         address, length, flags, _ = indirect
         if not self._features & INDIRECT_DESC:
             raise Violation("INDIRECT only where it was negotiated", "2.7.5.3.1", words(where))
@@ -184,9 +161,11 @@ class SplitQueue:
             self._element(exposed.chain, entry, at)
             if not entry[2] & DESC_NEXT:
                 return
+            if self._features & IN_ORDER and entry[3] != index + 1:
+                raise Violation("with IN_ORDER a table is in order", "2.7.5.3.1", words(at))
             index = entry[3]
 
-    def _element(self, chain: Chain, entry: _Entry, where: Where) -> None:
+    def _element(self, chain: Chain, entry: Entry, where: Where) -> None:
         address, length, flags, _ = entry
         if flags & ~(DESC_NEXT | DESC_WRITE | DESC_INDIRECT):
             raise Violation("only defined flags are set", "2.7.5", f"{words(where)}: {flags:#x}")
@@ -197,15 +176,7 @@ class SplitQueue:
     def verify(self, chain: Chain) -> None:
         """The driver has left the buffer's descriptors and its available entry alone."""
         exposed = self._in_flight[chain.head]
-        same = all(bytes(table) == before for table, before in exposed.tables)
-        for at, entry in exposed.entries:
-            same &= DESCRIPTOR.unpack_from(self._table, 16 * at) == entry
-        if not same:
-            raise Violation(
-                "the descriptors of a buffer stay as they were exposed until it is used",
-                "2.7.13, 3.3.1",
-                f"{self._at(chain.position)}, head {chain.head}",
-            )
+        self._check_kept(exposed, exposed.entries)
         # Once a later buffer was used, the slot may already serve the next one exposed.
         if (self._seen - chain.position) & 0xFFFF > len(self._in_flight):
             return
@@ -217,35 +188,27 @@ class SplitQueue:
                 f"{self._at(chain.position)}: head {chain.head} became {head}",
             )
 
-    def verify_all(self) -> None:
-        """`verify` each buffer in flight, and that the driver never wrote the used ring."""
-        self._check_used()
-        for exposed in self._in_flight.values():
-            self.verify(exposed.chain)
-
-    def put(self, done: Sequence[tuple[Chain, int]]) -> bool:
-        """Give buffers back, in one step, each with the bytes written. True: interrupt."""
-        self._check_used()
+    def _write_used(self, batches: list[list[tuple[Chain, int]]]) -> bool:
         old = self._given
-        for chain, _ in done:
-            self.verify(chain)
-        for chain, written in done:
+        for batch in batches:
+            chain, written = batch[-1]
             slot = 4 + 8 * (self._given % self.size)
             USED_ELEMENT.pack_into(self._used, slot, chain.head, written)
-            self._given = (self._given + 1) & 0xFFFF
-            for at, _ in self._in_flight.pop(chain.head).entries:
-                del self._owner[at]
+            self._given = (self._given + len(batch)) & 0xFFFF
+            for chain, _ in batch:
+                for at, _ in self._in_flight.pop(chain.head).entries:
+                    del self._owner[at]
         U16.pack_into(self._used, 2, self._given)
-        return bool(done) and self._wants_interrupt(old)
+        return self._wants_interrupt(old)
 
-    def _check_used(self) -> None:
-        flags = NO_NOTIFY if self._silent and not self._features & EVENT_IDX else 0
-        found = U16.unpack_from(self._used, 0)[0], self._index_of(self._used)
-        if found != (flags, self._given):
+    def _check_own(self) -> None:
+        own = dict([(0, 0), (2, self._given), self._wish()])
+        found = {at: U16.unpack_from(self._used, at)[0] for at in own}
+        if found != own:
             raise Violation(
                 "only the device writes the used ring",
                 "2.7.8",
-                f"{self._at()}: flags and index {found}, the device wrote {(flags, self._given)}",
+                f"{self._at()}: {found} by offset, the device wrote {own}",
             )
 
     # Notifications, both ways
@@ -264,31 +227,18 @@ class SplitQueue:
             seen = f"{self._at()}: flags {flags:#x}"
             raise Violation(f"avail.flags is at most {most}", "2.7.7.1", seen)
 
-    def silence(self, on: bool) -> None:
-        """Ask the driver for no kicks, or for kicks again (2.7.10)."""
-        self._silent = on
+    def _wish(self) -> tuple[int, int]:
+        """Where in the used ring the device says which kicks it wants, and what (2.7.10)."""
         if not self._features & EVENT_IDX:
-            U16.pack_into(self._used, 0, NO_NOTIFY if on else 0)
-        self._ask_for_kicks()
+            return 0, NO_NOTIFY if self._until is None else 0
+        ahead = -1 if self._until is None else self._until  # one place behind is never crossed
+        return 4 + 8 * self.size, (self._seen + ahead) & 0xFFFF
 
-    def _ask_for_kicks(self) -> None:
-        if self._features & EVENT_IDX:  # 2.7.10: one place behind is never crossed
-            event = (self._seen - self._silent) & 0xFFFF
-            U16.pack_into(self._used, 4 + 8 * self.size, event)
-
-    def kicked(self, strict: bool) -> None:
-        """The driver kicked; `strict` holds it to the device's wish not to be."""
-        index = self._index_of(self._avail)
-        news = index != self._seen or not self._features & EVENT_IDX
-        if strict and not self.kick_due and (self._silent or not news):
-            seen = f"{self._at(index)}"
-            raise Violation("no kick where the device asked for none", "2.7.10.1", seen)
+    def _write_wish(self) -> None:
+        U16.pack_into(self._used, *self._wish())
 
     # Helpers
 
     def _index_of(self, ring: memoryview) -> int:
         index: int = U16.unpack_from(ring, 2)[0]
         return index
-
-    def _at(self, position: int | None = None) -> str:
-        return f"queue {self.index}" + ("" if position is None else f", index {position}")
