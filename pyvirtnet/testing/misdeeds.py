@@ -12,6 +12,7 @@ from .chain import Chain
 from .forge import Forge
 from .layout import NET_HEADER
 from .net import NetDevice
+from .queue import Virtqueue
 from .rules import HEADER
 from .split import SplitQueue
 from .violation import Violation
@@ -69,6 +70,7 @@ class RingMisdeeds(NetDevice):
         self.tainted = False
 
     kick = forgiving(NetDevice.kick)
+    notify = forgiving(NetDevice.notify)
     accept_features = forgiving(NetDevice.accept_features)
     configure_queue = forgiving(NetDevice.configure_queue)
     enable = forgiving(NetDevice.enable)
@@ -78,9 +80,12 @@ class RingMisdeeds(NetDevice):
     def _forge(self, index: int | None = None) -> Forge:
         """A queue's memory, any one's if not told; from now on the driver is not to blame."""
         index = self.rng.choice(sorted(self.queues)) if index is None else index
-        self.look(self.queues[index])
+        queue = self.queues[index]
+        if not isinstance(queue, SplitQueue):
+            raise NotImplementedError("only split rings are forged")
+        self.look(queue)
         self.tainted = True
-        return Forge(self.queues[index])
+        return Forge(queue)
 
     def _receive(self) -> Forge:
         return self._forge(2 * self.rng.randrange(len(self.queues) // 2))
@@ -102,7 +107,7 @@ class RingMisdeeds(NetDevice):
         chain = queue.ready.popleft()
         return (chain.head, 0) if queue.index % 2 else self._fill(chain, buffers)
 
-    def _give_back(self, queue: SplitQueue, done: list[tuple[Chain, int]]) -> None:
+    def _give_back(self, queue: Virtqueue, done: list[tuple[Chain, int]]) -> None:
         super()._give_back(queue, done)
         self._returned.extend(view for chain, _ in done for view in chain.views)
 
