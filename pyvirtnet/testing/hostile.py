@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .layout import MRG_RXBUF
 from .misdeeds import MISDEEDS, RingMisdeeds
 from .register_misdeeds import RegisterMisdeeds
+from .rules import HEADER
 from .violation import Violation
 
 _SIZES = (14, 60, 60, 60, 128, 129, 1514, 4084, 4085, 9014)  # of the frames it delivers
@@ -97,6 +99,9 @@ class HostileDevice(RegisterMisdeeds):
         what = self.rng.choice(("deliver", "deliver", "take", "complete"))
         if what == "deliver":
             sizes = self.rng.choices(_SIZES, k=self.rng.randint(1, 4))
+            if not self.accepted & MRG_RXBUF:
+                room = (self.receive_capacity(pair) or 0) - HEADER
+                sizes = [size for size in sizes if size <= room]
             frames = [self.rng.randbytes(size) for size in sizes]
             return f"delivers {self.deliver_some(frames, pair=pair)} of {sizes}"
         if what == "take":
