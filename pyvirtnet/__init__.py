@@ -27,6 +27,7 @@ from .spec import Feature
 
 if TYPE_CHECKING:
     from ._burst import Frame, RxBurst, TxBurst
+    from ._checksums import checksums_ok, fix_checksums
     from ._headers import swap_flows, swap_macs
     from .nic import Link, Mac, Stats
     from .port import Port, open
@@ -58,6 +59,8 @@ __all__ = [
     "RxBurst",
     "Stats",
     "TxBurst",
+    "checksums_ok",
+    "fix_checksums",
     "open",
     "swap_flows",
     "swap_macs",
@@ -68,6 +71,7 @@ __version__ = "0.1.0"
 # numpy takes a second to import in a small machine; `tools/bind` and its like do without.
 _LATER = {
     **dict.fromkeys(("Frame", "RxBurst", "TxBurst"), "._burst"),
+    **dict.fromkeys(("checksums_ok", "fix_checksums"), "._checksums"),
     **dict.fromkeys(("swap_flows", "swap_macs"), "._headers"),
     **dict.fromkeys(("Link", "Mac", "Stats"), ".nic"),
     **dict.fromkeys(("Port", "open"), ".port"),

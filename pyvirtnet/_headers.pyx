@@ -6,27 +6,12 @@ from libc.string cimport memcpy
 from ._burst cimport Burst
 from ._pages cimport HEAD_BYTES, Store
 
-cdef enum:
-    ETHERNET = 14
-    VLAN_TAG = 4
-    IPV4_LEAST = 20
-    IPV6 = 40
-    ADDRESSES_V4 = 12           # offset of the source address in an IPv4 header
-    ADDRESSES_V6 = 8
-    TCP = 6
-    UDP = 17
-    SCTP = 132
-
 
 cdef inline void _swap(uint8_t *first, uint8_t *second, size_t size) noexcept nogil:
     cdef uint8_t[16] kept
     memcpy(kept, first, size)
     memcpy(first, second, size)
     memcpy(second, kept, size)
-
-
-cdef inline uint16_t _be16(const uint8_t *at) noexcept nogil:
-    return <uint16_t>(at[0] << 8 | at[1])
 
 
 def swap_macs(Burst burst not None):
@@ -65,15 +50,15 @@ cdef bint _turn_round(uint8_t *frame, uint32_t length) noexcept nogil:
     cdef uint32_t at = ETHERNET
     cdef uint16_t kind
     _swap(frame, frame + 6, 6)
-    kind = _be16(frame + 12)
-    while (kind == 0x8100 or kind == 0x88A8) and at < ETHERNET + 2 * VLAN_TAG:
+    kind = be16(frame + 12)
+    while is_tag(kind) and at < ETHERNET + MAX_TAGS * VLAN_TAG:
         if length < at + VLAN_TAG:
             return False
-        kind = _be16(frame + at + 2)
+        kind = be16(frame + at + 2)
         at += VLAN_TAG
-    if kind == 0x0800:
+    if kind == TYPE_IPV4:
         return _turn_ipv4(frame + at, length - at)
-    if kind == 0x86DD:
+    if kind == TYPE_IPV6:
         return _turn_ipv6(frame + at, length - at)
     return False
 
