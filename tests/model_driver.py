@@ -6,7 +6,7 @@ import struct
 import pytest
 from model_packed_driver import BASE, QUEUE_SPACE, PackedRing
 
-from pyvirtnet.testing import MemoryMap, NetDevice, Violation, mask
+from pyvirtnet.testing import DEFAULT_FEATURES, MemoryMap, NetDevice, Violation, mask
 
 SIZE = 4 << 20
 BUFFERS = BASE + 0x40000
@@ -108,7 +108,8 @@ class Driver:
     """Brings a `NetDevice` up step by step, posts buffers, sends and receives."""
 
     def __init__(self, device=None, *, size=8, features=None, **options):
-        self.device = device or NetDevice(queue_sizes=(size, size), **options)
+        offered = DEFAULT_FEATURES | (features or 0)
+        self.device = device or NetDevice(features=offered, queue_sizes=(size, size), **options)
         self.memory = bytearray(SIZE)
         self.map = MemoryMap([(BASE, memoryview(self.memory))])
         self.device.translate = self.map.translate

@@ -74,9 +74,9 @@ class PackedQueue(Virtqueue):
             position += 1
         for later in range(position, start + self.size):
             place = later % self.size
-            descriptor = bytes(self._table[16 * place : 16 * place + 14])
-            if any(descriptor) or self._marks_at(later) not in blank:
-                seen = f"{self._at(place)}: {descriptor.hex()}…"
+            *fields, flags = DESCRIPTOR.unpack_from(self._table, 16 * place)
+            if any(fields) or flags not in blank:
+                seen = f"{self._at(place)}: {fields}, flags {flags:#x}"
                 raise Violation("the descriptor ring starts zeroed", "2.8.13", seen)
         self._write_wish()
 
