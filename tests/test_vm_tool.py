@@ -1,6 +1,7 @@
 """tools/vm as a user calls it: output, arguments, exit status, time-out, and what it refuses."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pyvirtnet.cli import vm
 from pyvirtnet.cli._vm_cpio import Archive
 from pyvirtnet.cli._vm_image import _load_order, cache
 from pyvirtnet.cli._vm_machine import Machine
+from pyvirtnet.cli._vm_monitor import Monitor
 from pyvirtnet.cli._vm_package import _prune
 from pyvirtnet.errors import Error
 
@@ -215,3 +217,11 @@ def test_the_cache_keeps_the_newest_few(tmp_path: Path, monkeypatch: pytest.Monk
     _prune("package-*.cpio", 2)
     left = ["build-c", "package-build-a.cpio", "package-build-b.cpio"]
     assert sorted(path.name for path in cache().iterdir()) == left
+
+
+def test_a_guest_may_ask_for_little_of_its_qemu() -> None:
+    monitor = Monitor(Path("nowhere"))
+    assert monitor.answer(b'{"execute": "qu') == b""
+    for request in (b'it"}\n', b"[]\n", b"{\n", b'{"fail": "a b"}\n', b'{"pause": "long"}\n'):
+        (reply,) = monitor.answer(request).splitlines()
+        assert json.loads(reply)["error"]["desc"]

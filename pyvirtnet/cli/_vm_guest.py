@@ -21,11 +21,13 @@ from ..errors import Error
 from ._vm_cpio import Archive
 from ._vm_image import Image, find_program, project
 from ._vm_machine import Machine
+from ._vm_monitor import Monitor
 
 TIMED_OUT = 124  # as timeout(1)
 BOOT_LIMIT = 120.0  # seconds until the command must have begun, on a very busy machine
 BOOTS = 2  # an emulated guest on a busy host fails to come up once in hundreds of boots
-_CHANNELS = ("stdout", "stderr", "status")  # virtio-serial ports 1, 2, 3, as guest-init has them
+# virtio-serial ports 1 and up: three that guest-init has, and one for what the guest asks of QEMU
+_CHANNELS = ("stdout", "stderr", "status", "monitor")
 _CONSOLE_LINES = 40
 
 Sink = Callable[[bytes], object]
@@ -58,6 +60,7 @@ class Guest:
         self._answer = b""
         self._timeout = timeout
         self.folder = Path(tempfile.mkdtemp(prefix="pyvirtnet-vm-"))
+        self._monitor = Monitor(self.folder / "qmp")
         self._selector = selectors.DefaultSelector()
         self._qemu: subprocess.Popen[bytes] | None = None
         try:
@@ -148,7 +151,8 @@ class Guest:
                 key.fileobj.close()
             else:
                 os.close(key.fd)
-        for channel in _CHANNELS:
+        self._monitor.close()
+        for channel in (*_CHANNELS, "qmp"):
             (self.folder / channel).unlink(missing_ok=True)
 
     def _listen(self) -> None:
@@ -197,6 +201,7 @@ class Guest:
             path = self.folder / channel
             arguments += ["-chardev", f"socket,id={channel},path={path}"]
             arguments += ["-device", f"virtserialport,chardev={channel},name={channel},nr={number}"]
+        arguments += ["-qmp", f"unix:{self.folder / 'qmp'},server=on,wait=off"]
         arguments += _folder("project", project(), "1c.0", ",readonly=on")
         if share is not None:
             arguments += _folder("share", share, "1b.0")
@@ -224,7 +229,9 @@ class Guest:
             self._selector.register(connection, selectors.EVENT_READ, channel)
             return
         data = sock.recv(1 << 16)
-        if data:
+        if data and key.data == "monitor":
+            sock.sendall(self._monitor.answer(data))
+        elif data:
             self._sinks[key.data](data)
         else:
             self._selector.unregister(sock)

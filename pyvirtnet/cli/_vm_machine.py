@@ -25,6 +25,7 @@ class Machine:
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     memory: int = 1536
     cpus: int = 2
+    hotplug: bool = False  # each NIC behind a root port of its own, at 0000:01:00.0 and up
 
     def __post_init__(self) -> None:
         if not 0 <= self.ports <= MAX_PORTS:
@@ -46,6 +47,9 @@ class Machine:
         if self.iommu == "intel":  # first: it must exist before what it translates for
             arguments += ["-device", "intel-iommu,intremap=on,device-iotlb=on"]
         for port in range(self.ports):
+            if self.hotplug:
+                slot = f"addr={FIRST_SLOT + port:#x},chassis={port + 1}"
+                arguments += ["-device", f"pcie-root-port,id=root{port},{slot}"]
             arguments += ["-netdev", self._cable(port, folder), "-device", self._nic(port)]
         return arguments
 
@@ -65,7 +69,8 @@ class Machine:
         return f"hubport,id=n{port},hubid={port // 2}"
 
     def _nic(self, port: int) -> str:
-        options = [f"virtio-net-pci,id=nic{port},netdev=n{port},addr={FIRST_SLOT + port:#x}"]
+        place = f"bus=root{port}" if self.hotplug else f"addr={FIRST_SLOT + port:#x}"
+        options = [f"virtio-net-pci,id=nic{port},netdev=n{port},{place}"]
         options += [f"mac={mac(port)}", "disable-legacy=on", "romfile="]
         if self.iommu != "none":
             options.append("iommu_platform=on")
@@ -80,8 +85,8 @@ def mac(port: int) -> str:
     return f"52:54:00:00:00:{port + 1:02x}"
 
 
-def bdf(port: int) -> str:
-    return f"0000:00:{FIRST_SLOT + port:02x}.0"
+def bdf(port: int, hotplug: bool = False) -> str:
+    return f"0000:{port + 1:02x}:00.0" if hotplug else f"0000:00:{FIRST_SLOT + port:02x}.0"
 
 
 def kvm_works() -> bool:

@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=600, metavar="S", help="seconds that CMD may take")
     add("--memory", type=int, default=1536, metavar="MIB", help="the guest's memory")
     add("--cpus", type=int, default=2, metavar="N", help="the guest's processors")
+    hotplug = "NICs that can be unplugged, at 0000:01:00.0, 0000:02:00.0 and so on"
+    add("--hotplug", action="store_true", help=hotplug)
     return parser
 
 
@@ -87,6 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         options.accel,
         options.memory,
         options.cpus,
+        options.hotplug,
     )
     system = image()
     package = payload(system)
@@ -133,7 +136,7 @@ def _describe(machine: Machine, folder: Path) -> None:
             "tap": f"tap{port} {address(port)}",
             "dgram": f"{folder}/port{port}.host (send to port{port}.guest)",
         }[machine.link]
-        say(f"port {port}: {bdf(port)} {mac(port)} on {peer}")
+        say(f"port {port}: {bdf(port, machine.hotplug)} {mac(port)} on {peer}")
 
 
 if __name__ == "__main__":
