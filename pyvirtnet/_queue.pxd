@@ -16,8 +16,8 @@ cdef class QueuePair:
     cdef object closed              # None, or why there is no queue now: an Error
     cdef bint stopped               # closed because the device was reset
     cdef bint away                  # closed, yet calls find nothing instead of raising
-    cdef object look                # called now and then while nothing moves: is the device there?
-    cdef uint32_t idle_calls
+    cdef object look                # called now and then: is the device there, and is it ours?
+    cdef uint32_t calls, idle_calls
     cdef double looked              # when
     cdef object rx_call, tx_call    # doorbells of devices in this process
     cdef RxBurst nothing            # the empty burst
@@ -25,7 +25,9 @@ cdef class QueuePair:
 
     cdef RxBurst _poll(self, Py_ssize_t n)
     cdef RxBurst _slice(self, Py_ssize_t n, double seconds)
+    cdef inline int _begin(self) except -1
     cdef int _idle(self) except -1
+    cdef int _look_after(self, double seconds) except -1
     cdef Py_ssize_t _send(self, frames) except -1
     cdef RxBurst _receive(self, Py_ssize_t n, int pending)
     cdef bint _let_go(self)

@@ -10,6 +10,7 @@ from .transport.base import Doorbell
 
 MIN_FRAME: int
 LOOK_SECONDS: float
+BUSY_LOOK_SECONDS: float
 
 def ring_bytes(size: int) -> int: ...
 def ring_parts(size: int) -> tuple[int, int, int]: ...

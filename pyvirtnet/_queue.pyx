@@ -61,9 +61,10 @@ from .errors import DeviceBroken, PortClosed, QueueBusy
 
 MIN_FRAME = 14
 LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
+BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
 
 cdef enum:
-    CALLS_PER_CLOCK = 64        # idle calls between looks at the clock
+    CALLS_PER_CLOCK = 64        # calls between looks at the clock
 
 _LIES = {
     BROKEN_INDEX: "it claims to have used {} more buffers, more than it was given",
@@ -109,8 +110,8 @@ cdef uint8_t *_ring_memory(PagePool pool, size_t offset, uint32_t size) except N
 cdef class QueuePair:
     """A receive queue and a transmit queue, and the pages both use.
 
-    One thread at a time may receive and one may send; a second one gets `QueueBusy`. While nothing
-    moves, `look` is called now and then; it may stop the pair, or start it anew.
+    One thread at a time may receive and one may send; a second one gets `QueueBusy`. Now and then,
+    sooner while nothing moves, `look` is called; it may stop the pair, or start it anew.
     """
 
     def __cinit__(self):
@@ -215,6 +216,7 @@ cdef class QueuePair:
         cdef RxBurst burst
         if n < 1:
             raise ValueError(f"recv_burst takes a burst size of at least 1, not {n}")
+        self._begin()
         if not enter(&self.rx_busy):
             raise self._busy("recv_burst")
         try:
@@ -332,6 +334,7 @@ cdef class QueuePair:
         no frame (14 bytes to the port's maximum) raises, and then nothing was sent.
         """
         cdef Py_ssize_t sent = 0
+        self._begin()
         if not enter(&self.tx_busy):
             raise self._busy("send_burst")
         try:
@@ -453,16 +456,19 @@ cdef class QueuePair:
 
     def reclaim(self):
         """Take back what the device has sent; how many frames. `send_burst` does it by itself."""
+        cdef int count = 0
         if not enter(&self.tx_busy):
             raise self._busy("reclaim")
         try:
             if self.closed is None:
-                return self._reclaim()
-            if not self.away:
+                count = self._reclaim()
+            elif not self.away:
                 raise self._gone()
-            return 0
         finally:
             self._leave(&self.tx_busy)
+        if count == 0:
+            self._idle()
+        return count
 
     cdef int _reclaim(self) except -1:
         cdef int count = tx_reclaim(&self.tx)
@@ -477,15 +483,26 @@ cdef class QueuePair:
 
     # ---- the rest --------------------------------------------------------------------------
 
+    cdef inline int _begin(self) except -1:
+        """A call begins, and has nothing that an error could lose."""
+        self.calls += 1
+        if self.calls & (CALLS_PER_CLOCK - 1) == 0:
+            self._look_after(BUSY_LOOK_SECONDS)
+        return 0
+
     cdef int _idle(self) except -1:
-        """A call found nothing to do: at times, look whether the device is there."""
-        cdef double now
+        """A call found nothing to do."""
         self.idle_calls += 1
         if self.idle_calls & (CALLS_PER_CLOCK - 1) == 0:
-            now = time.monotonic()
-            if now - self.looked >= LOOK_SECONDS:
-                self.looked = now
-                self.look()
+            self._look_after(LOOK_SECONDS)
+        return 0
+
+    cdef int _look_after(self, double seconds) except -1:
+        """Look whether the device is there, if the last time was so long ago."""
+        cdef double now = time.monotonic()
+        if now - self.looked >= seconds:
+            self.looked = now
+            self.look()
         return 0
 
     cdef int _call_rx(self) except -1:

@@ -179,12 +179,15 @@ class Port:
         up, speed, duplex = True, None, None
         if self._down is not None:
             raise self._down.copy()
-        try:
-            self._transport.check()
-        except Error:
-            if not self._reconnect:
+        with self._care:
+            try:
+                self._transport.check()
+            except Error as gone:
+                if self._reconnect:
+                    return Link(False, None, None)
+                if not self._closed and not self._changing:
+                    self._take_down(gone)
                 raise
-            return Link(False, None, None)
         if Feature.STATUS in self._features.negotiated:
             up = bool(self._config("<H", NetConfig.STATUS) & LINK_UP)
         if Feature.SPEED_DUPLEX in self._features.negotiated:
@@ -465,6 +468,8 @@ class Port:
         for queue in queues:
             if not queue._stop(why):  # a call is under way: the next rings get memory of their own
                 self._memory = self._pool = None
+        if isinstance(why, DeviceGone):
+            self._transport.let_go(why)
 
     def _look(self) -> None:
         """A queue idles. A device that has gone raises DeviceGone, or is waited for."""

@@ -62,7 +62,9 @@ class FakeVfio:
         self.refuse_vectors = self.fixed_sizes = False
         self.events, self.accesses, self.violations = [], [], []
         self.pages = []  # what was mapped
-        self.vectors = []  # the eventfds of SET_IRQS
+        self.vectors = []  # the eventfds of SET_IRQS, for MSI-X
+        self.express = True  # and so can report errors
+        self.alarms = {}  # the eventfds for errors (3) and for the kernel's wish (4)
         self.memory = os.memfd_create("bar4")
         os.ftruncate(self.memory, BAR_SIZE)
         os.pwrite(self.memory, NET_CONFIG, DEVICE)
@@ -92,6 +94,9 @@ class FakeVfio:
 
     def trigger(self, vector):
         os.eventfd_write(self.vectors[vector], 1)
+
+    def alarm(self, index):
+        os.eventfd_write(self.alarms[index], 1)
 
     # --- system calls -----------------------------------------------------------------------
 
@@ -127,8 +132,7 @@ class FakeVfio:
         elif request == 0x3B6C:
             self._region_info(view)
         elif request == 0x3B6D:  # VFIO_DEVICE_GET_IRQ_INFO
-            assert struct.unpack_from("<I", view, 8) == (2,), "MSI-X is interrupt index 2"
-            struct.pack_into("<I4xI", view, 4, 1 | 8, self.msix_count)
+            self._irq_info(view)
         elif request == 0x3B6E:
             self._set_irqs(view)
         else:
@@ -150,11 +154,23 @@ class FakeVfio:
             struct.pack_into("<I", view, 12, 32)
             view[32 : 32 + len(chain)] = chain
 
+    def _irq_info(self, view):
+        (index,) = struct.unpack_from("<I", view, 8)
+        assert index in (2, 3, 4), "MSI-X, errors, the kernel's wish to have it back"
+        if index == 3 and not self.express:
+            raise OSError(22, "Invalid argument")
+        struct.pack_into("<I4xI", view, 4, 1 | 8, self.msix_count if index == 2 else 1)
+
     def _set_irqs(self, view):
         room, flags, index, start, count = struct.unpack_from("<IIIII", view)
-        assert (index, start) == (2, 0)
+        assert start == 0
         assert flags in (0x20 | 1, 0x20 | 4)
         assert room == len(view)
+        if index in (3, 4):
+            assert count == 1
+            (self.alarms[index],) = struct.unpack_from("<i", view, 20)
+            return
+        assert index == 2
         assert count <= self.msix_count
         self.vectors = list(struct.unpack_from(f"<{count}i", view, 20))
         self.events.append(f"irqs {count}")

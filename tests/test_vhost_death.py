@@ -50,7 +50,9 @@ def test_death_at_every_step_of_opening(path, start):
         assert descriptors() <= before, f"at step {step}"
 
 
-@pytest.mark.parametrize("use", ["poll", "send", "wait", "wait for ever", "link", "reset"])
+@pytest.mark.parametrize(
+    "use", ["poll", "send", "reclaim", "wait", "wait for ever", "link", "reset"]
+)
 def test_a_back_end_that_dies_while_rings_run(path, start, use):
     back_end = start()
     with open_port(path) as port:
@@ -62,6 +64,7 @@ def test_a_back_end_that_dies_while_rings_run(path, start, use):
         call = {
             "poll": lambda: port.recv_burst(64),
             "send": lambda: port.send_burst(tx),
+            "reclaim": port.reclaim,
             "wait": lambda: port.recv_burst(64, timeout=5),
             "wait for ever": lambda: port.recv_burst(64, timeout=None),
             "link": lambda: port.link,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import DeviceBroken
+from ..errors import DeviceBroken, DeviceGone
 from ..spec import Status
 
 
@@ -49,6 +49,10 @@ class Transport(ABC):
     def check(self) -> None:  # noqa: B027
         """Raise DeviceGone if the device is known to have gone, DeviceBroken if it asks for a
         reset. Cheap: idle queues ask for it."""
+
+    def let_go(self, why: DeviceGone) -> None:  # noqa: B027
+        """It has gone, or is wanted back: keep nothing that others wait for, and say why. May be
+        called again; `revive` takes the device anew."""
 
     def revive(self, seconds: float | None = None) -> None:  # noqa: B027
         """Get in touch again with a device that had gone, before it is reset.

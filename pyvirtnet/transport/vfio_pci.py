@@ -8,11 +8,11 @@ from functools import partial
 
 from .. import spec
 from ..errors import DeviceBroken, DeviceGone, DeviceTimeout, Error, NoIommu, NotVirtioNet
-from ..spec import CommonCfg, Feature, PciCap
+from ..spec import CommonCfg, Feature, PciCap, Status
 from ..vfio.container import Iommu, container
 from ..vfio.device import Device
 from ..vfio.function import Function, find
-from .base import Doorbell, QueueAddresses, Transport
+from .base import Doorbell, QueueAddresses, Transport, check_status
 from .pci_caps import NOWHERE, find_windows
 
 RESET_SECONDS = 2.0
@@ -40,10 +40,15 @@ class VfioPciTransport(Transport):
         function = find(name)
         _check_identity(function)
         self.name = function.bdf
+        self._iommu = iommu
+        self._take(function)
+
+    def _take(self, function: Function) -> None:
+        self._live = False  # DRIVER_OK was set, and no reset since
         self._accepted = 0
         self._config_vector_set = False
         self._common = self._notify = self._net = NOWHERE
-        self._device = Device(function, iommu)
+        self._device = Device(function, self._iommu)
         try:
             self._find_structures()
             self.reset()
@@ -54,7 +59,31 @@ class VfioPciTransport(Transport):
             self.close()
             raise
 
+    def check(self) -> None:
+        self._device.check()
+        if not self._live:
+            return
+        status = self.status()
+        check_status(self.name, status)
+        if not status & Status.DRIVER_OK:
+            raise DeviceGone(
+                f"lost {self.name}",
+                f"its status reads {status:#x}: it was unplugged, or reset by somebody else",
+                "port.reset() sets it up again, if it is there",
+            )
+
+    def let_go(self, why: DeviceGone) -> None:
+        self._device.lose(why)
+
+    def revive(self, seconds: float | None = None) -> None:
+        if not self._device.closed:
+            return
+        function = find(self.name)
+        _check_identity(function)
+        self._take(function)
+
     def reset(self) -> None:
+        self._live = False
         self._write(CommonCfg.DEVICE_STATUS, 0)
         self._config_vector_set = False
         self._accepted = 0
@@ -73,6 +102,7 @@ class VfioPciTransport(Transport):
 
     def add_status(self, bits: int) -> None:
         self._write(CommonCfg.DEVICE_STATUS, self.status() | bits)
+        self._live |= bool(bits & Status.DRIVER_OK)
 
     def offered_features(self) -> int:
         features = 0
@@ -237,8 +267,8 @@ class VfioPciTransport(Transport):
         if self._device.read(self._common.bar, offset, 1) == 0xFF:
             raise DeviceGone(
                 f"lost {self.name}",
-                "its registers read as all ones: it was unplugged or reset",
-                "close the port, and open it again when the device is back",
+                "its registers read as all ones: it was unplugged, or its bridge is off",
+                "when it is back: port.reset(), or close the port and open it again",
             )
 
     def _broken(self, why: str) -> DeviceBroken:

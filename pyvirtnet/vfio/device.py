@@ -21,6 +21,11 @@ _COMMAND_MEMORY = 1 << 1
 _COMMAND_BUS_MASTER = 1 << 2
 _BAR0 = 0x10  # first base address register; bit 0 set means I/O ports
 _FORMATS = {1: "<B", 2: "<H", 4: "<I"}
+_EVENTFD = os.EFD_NONBLOCK | os.EFD_CLOEXEC
+_ALARMS = {  # interrupts that end a device's life here, and what each says
+    uapi.PCI_REQ_IRQ: "the kernel wants it back: it is being unplugged, or unbound from vfio-pci",
+    uapi.PCI_ERR_IRQ: "it reported an uncorrectable PCI error (AER)",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Device:
         self._function, self._iommu = function, iommu
         self._pages: dict[tuple[int, int], tuple[mmap.mmap, int]] = {}
         self.eventfds: list[int] = []
+        self._alarms: dict[str, int] = {}  # eventfds, by what they say
+        self._lost: DeviceGone | None = None
         self.bars: list[Bar] = []
         self._config = NO_REGION
         self._flags = 0
@@ -52,7 +59,8 @@ class Device:
             self._flags = uapi.DeviceInfo.from_buffer(answer).flags
             self.bars = [self._region(index) for index in BARS]
             self._config = self._region(uapi.PCI_CONFIG_REGION)
-            self.vectors = self._msix_vectors()
+            self.vectors = self._interrupts(uapi.PCI_MSIX_IRQ)
+            self._set_alarms()
         except BaseException:
             self.close()
             raise
@@ -60,6 +68,14 @@ class Device:
     @property
     def closed(self) -> bool:
         return self._file.closed
+
+    def check(self) -> None:
+        """Raise DeviceGone if an alarm has rung, now or before."""
+        for why, alarm in self._alarms.items():
+            with suppress(BlockingIOError):
+                os.eventfd_read(alarm)
+                self._lost = self._gone(why)
+        self._check_lost()
 
     def read(self, bar: int, offset: int, width: int) -> int:
         """A BAR register of 1, 2 or 4 bytes."""
@@ -105,9 +121,8 @@ class Device:
             return
         try:
             for _ in range(count):
-                self.eventfds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-            flags = uapi.IRQ_SET_DATA_EVENTFD | uapi.IRQ_SET_ACTION_TRIGGER
-            self._set_irqs(flags, self.eventfds)
+                self.eventfds.append(os.eventfd(0, _EVENTFD))
+            self._set_irqs(uapi.PCI_MSIX_IRQ, self.eventfds)
         except OSError as error:
             raise OutOfMemory(
                 f"cannot set up {count} interrupts of {self.bdf}",
@@ -117,7 +132,7 @@ class Device:
 
     def disable_interrupts(self) -> None:
         if self.eventfds:
-            self._set_irqs(uapi.IRQ_SET_DATA_NONE | uapi.IRQ_SET_ACTION_TRIGGER, [])
+            self._set_irqs(uapi.PCI_MSIX_IRQ, [])
 
     def reset(self) -> None:
         """Function-level reset, where the device has one."""
@@ -125,13 +140,21 @@ class Device:
             self._file.ioctl(uapi.DEVICE_RESET)
 
     def close(self) -> None:
-        """Stop the device by every means there is, then let go of it. May be called again."""
+        """Stop the device by every means there is, then let go of it. May be called again.
+
+        The kernel gives a device away, and ends an unplugging, only after this.
+        """
         if not self._file.closed:
             for stop in (self.disable_interrupts, lambda: self.set_dma(False), self.reset):
                 with suppress(OSError, Error, ValueError):  # gone, or never quite there
                     stop()
             self._release()
             self._iommu.close_device(self._function)
+
+    def lose(self, why: DeviceGone) -> None:
+        """It has gone, or is wanted back: let go of it, and say so from now on."""
+        self._lost = why
+        self.close()
 
     def abandon(self) -> None:
         """After fork, in the child: close what was inherited, without touching the device."""
@@ -144,6 +167,8 @@ class Device:
         self._pages.clear()
         while self.eventfds:
             os.close(self.eventfds.pop())
+        while self._alarms:
+            os.close(self._alarms.popitem()[1])
         self._file.close()
 
     def _region(self, index: int) -> Bar:
@@ -160,25 +185,36 @@ class Device:
                 windows = extents(answer, offset + sizeof(head), head.nr_areas)
         return Bar(info.size, info.offset, tuple(windows))
 
-    def _msix_vectors(self) -> int:
-        info = uapi.IrqInfo(index=uapi.PCI_MSIX_IRQ)
+    def _interrupts(self, kind: int) -> int:
+        """How many interrupts of a kind the kernel will give eventfds for."""
+        info = uapi.IrqInfo(index=kind)
         answer = uapi.IrqInfo.from_buffer(query(self._file, uapi.DEVICE_GET_IRQ_INFO, info))
         return int(answer.count) if answer.flags & uapi.IRQ_EVENTFD else 0
 
-    def _set_irqs(self, flags: int, fds: list[int]) -> None:
-        request = uapi.IrqSet(flags=flags, index=uapi.PCI_MSIX_IRQ, count=len(fds))
-        data = struct.pack(f"{len(fds)}i", *fds)
-        request.argsz = sizeof(request) + len(data)
-        self._file.ioctl(uapi.DEVICE_SET_IRQS, bytearray(request) + data)
+    def _set_alarms(self) -> None:
+        for kind, why in _ALARMS.items():
+            with suppress(OSError):  # errors are reported of PCI Express devices only
+                if self._interrupts(kind):
+                    self._alarms[why] = os.eventfd(0, _EVENTFD)
+                    self._set_irqs(kind, [self._alarms[why]])
+
+    def _set_irqs(self, kind: int, fds: list[int]) -> None:
+        """Interrupts of a kind go to these eventfds; none of them to any if there are none."""
+        data = uapi.IRQ_SET_DATA_EVENTFD if fds else uapi.IRQ_SET_DATA_NONE
+        flags = data | uapi.IRQ_SET_ACTION_TRIGGER
+        request = uapi.IrqSet(flags=flags, index=kind, count=len(fds))
+        payload = struct.pack(f"{len(fds)}i", *fds)
+        request.argsz = sizeof(request) + len(payload)
+        self._file.ioctl(uapi.DEVICE_SET_IRQS, bytearray(request) + payload)
 
     def _read(self, region: Bar, offset: int, width: int) -> int:
         self._check(region, offset, width)
         try:
             data = self._file.pread(width, region.offset + offset)
         except OSError as error:
-            raise self._gone(error) from error
+            raise self._gone(error.strerror) from error
         if len(data) != width:
-            raise self._gone(None)
+            raise self._gone()
         return int(struct.unpack(_FORMATS[width], data)[0])
 
     def _write(self, region: Bar, offset: int, width: int, value: int) -> None:
@@ -186,17 +222,22 @@ class Device:
         try:
             self._file.pwrite(struct.pack(_FORMATS[width], value), region.offset + offset)
         except OSError as error:
-            raise self._gone(error) from error
+            raise self._gone(error.strerror) from error
 
     def _check(self, region: Bar, offset: int, width: int) -> None:
         if self._file.closed:
+            self._check_lost()
             raise PortClosed(f"cannot reach {self.bdf}", "it is closed", "open it again")
         if offset % width or not 0 <= offset <= region.size - width:
             raise ValueError(f"{width}-byte access at {offset:#x} of {region.size:#x} bytes")
 
-    def _gone(self, error: OSError | None) -> DeviceGone:
+    def _check_lost(self) -> None:
+        if self._lost:
+            raise self._lost.copy()
+
+    def _gone(self, why: str | None = None) -> DeviceGone:
         return DeviceGone(
             f"lost {self.bdf}",
-            (error and error.strerror) or "its registers no longer answer",
-            "it was unplugged or disabled; dmesg tells more. Close the port and open it again",
+            why or "its registers no longer answer",
+            f"dmesg tells more. Once it is back: tools/bind {self.bdf}, then port.reset()",
         )

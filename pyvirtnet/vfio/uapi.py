@@ -33,6 +33,8 @@ DEVICE_IS_PCI = 1 << 1
 
 PCI_CONFIG_REGION = 7  # BARs are regions 0 to 5, the expansion ROM is 6
 PCI_MSIX_IRQ = 2
+PCI_ERR_IRQ = 3  # the device reported an uncorrectable error
+PCI_REQ_IRQ = 4  # the kernel asks for the device back
 
 REGION_READ = 1 << 0
 REGION_WRITE = 1 << 1
