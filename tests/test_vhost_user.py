@@ -122,6 +122,7 @@ def test_every_message_of_a_life(path, start):
         exchange(wire.SET_STATUS, struct.pack("<Q", 15)),
         exchange(wire.SET_VRING_ENABLE, words(0, 1)),
         exchange(wire.SET_VRING_ENABLE, words(1, 1)),
+        exchange(wire.GET_STATUS, need_reply=False),
         exchange(wire.GET_VRING_BASE, words(0, 0), need_reply=False),
         exchange(wire.GET_VRING_BASE, words(1, 0), need_reply=False),
         exchange(wire.SET_STATUS, bytes(8)),
