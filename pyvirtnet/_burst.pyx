@@ -141,6 +141,8 @@ cdef class Burst:
         cdef Burst burst = self._like()
         start, stop, step = key.indices(self.count)
         burst.count = len(range(start, stop, step))
+        if burst.count < 2:
+            step = 1  # it may be any number there is; products of others stay in the store
         burst.start, burst.step = self.start + start * self.step, self.step * step
         if self.index != NULL and burst.count:
             burst.index = <uint32_t *>malloc(burst.count * sizeof(uint32_t))

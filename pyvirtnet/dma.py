@@ -113,9 +113,10 @@ class Memory:
     def _show(self, region: Region) -> None:
         mapped: list[Mapper] = []
         try:
-            for mapper in self._mappers:
-                mapper.map(region)
-                mapped.append(mapper)
+            for mapper in tuple(self._mappers):  # a finaliser may close a port in between
+                if mapper in self._mappers:
+                    mapper.map(region)
+                    mapped.append(mapper)
         except BaseException:
             for mapper in mapped:
                 mapper.unmap(region.iova, region.size)
@@ -138,8 +139,9 @@ class Memory:
 
     def detach(self, mapper: Mapper) -> None:
         """Forget `mapper`; the caller has reset its devices, and closing it unmaps everything."""
-        if mapper in self._mappers:
-            self._mappers.remove(mapper)
+        with self._showing:
+            if mapper in self._mappers:
+                self._mappers.remove(mapper)
 
     def regions(self) -> Iterator[Region]:
         return iter(sorted(self._regions, key=lambda region: region.iova))
@@ -194,7 +196,7 @@ class Memory:
         )
 
     def _release(self, fd: int, iova: int, size: int) -> None:
-        for mapper in self._mappers:
+        for mapper in tuple(self._mappers):
             mapper.unmap(iova, size)
         os.close(fd)
 

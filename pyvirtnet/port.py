@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import operator
 import os
 import secrets
 import struct
@@ -138,6 +139,7 @@ class Port:
 
         Any port can send it. Raises ValueError, OutOfMemory, MemlockLimit.
         """
+        n, size = operator.index(n), operator.index(size)
         if n < 1 or not MIN_FRAME <= size <= MAX_FRAME:
             raise ValueError(
                 f"alloc_burst takes at least one frame, of {MIN_FRAME} to {MAX_FRAME} bytes"
@@ -242,9 +244,9 @@ class Port:
 
         Frames in flight are lost; bursts and views stay as they are; counters go on.
         """
-        if self._closed:
-            raise PortClosed(f"{self.name} is closed", mend="open the port again")
         with self._care, self._change():
+            if self._closed:
+                raise PortClosed(f"{self.name} is closed", mend="open the port again")
             mend = "call it again; if it failed, port.reset() once more"
             self._take_down(PortClosed(f"{self.name} is closed", "the port is being reset", mend))
             self._transport.revive()
@@ -253,10 +255,10 @@ class Port:
 
     def close(self) -> None:
         """Reset the device, then let go of it. Live views stay readable. May be called twice."""
-        if self._closed:
-            return
         why = PortClosed(f"{self.name} is closed", "the port was closed", "open the port again")
         with self._care:
+            if self._closed:
+                return
             if self._changing:  # by a signal handler or finaliser in the middle of reset()
                 self._close_wanted = True
                 return
@@ -519,7 +521,7 @@ class Port:
 
     def _abandon(self) -> None:
         """In a forked child: the device is the parent's; only our copies of files go."""
-        self._closed = True
+        self._closed, self._changing, self._care = True, False, RLock()
         for queue in self.queues:
             why = "it belongs to the process that this one was forked from"
             queue._abandon(PortClosed(f"{self.name} is closed", why, "open the port again"))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -215,3 +216,63 @@ def test_memory_taken_by_a_signal_handler_in_the_middle_of_taking():
     again = arena.take(100)
     assert again._region is outer._region
     assert again.address != outer.address
+
+
+@pytest.mark.parametrize(("frames", "size"), [(1.5, 60), (2, 60.0), ("2", 60), (None, 60)])
+def test_a_burst_of_no_whole_number_of_frames_is_a_type_error(frames, size):
+    with pyvirtnet.open("sim:loopback") as port, pytest.raises(TypeError):
+        port.alloc_burst(frames, size)
+
+
+def test_a_reset_that_waited_for_a_close_finds_the_port_closed():
+    port = pyvirtnet.open("sim:loopback")
+    device, failures = port._transport.device, []
+
+    def reset():
+        try:
+            port.reset()
+        except pyvirtnet.Error as error:
+            failures.append(type(error))
+
+    with port._care:  # as close() has it
+        thread = threading.Thread(target=reset)
+        thread.start()
+        thread.join(0.1)
+        port.close()
+    thread.join()
+    assert failures == [pyvirtnet.PortClosed]
+    assert port.queues == ()
+    assert device.read_status() == 0
+
+
+def test_a_port_that_is_closed_while_memory_is_shown_keeps_it_from_no_other():
+    class Port(dma.Mapper):
+        def __init__(self, closes=None):
+            self.closes, self.seen = closes, []
+
+        def map(self, region):
+            self.seen.append(region.iova)
+            if self.closes is not None:
+                thread = threading.Thread(target=memory.detach, args=(self.closes,))
+                thread.start()
+                thread.join(0.1)
+
+        def unmap(self, iova, size):
+            self.seen.remove(iova)
+
+    memory = dma.Memory()
+    first = Port()
+    second, third = Port(closes=first), Port()
+    for port in (first, second, third):
+        memory.attach(port)
+    region = memory.allocate(4096)
+    assert third.seen == [region.iova]
+
+
+@pytest.mark.parametrize("step", [1 << 62, -(1 << 62), 2])
+def test_a_slice_of_one_frame_has_the_stride_of_its_neighbours(step):
+    with pyvirtnet.open("sim:loopback") as port:
+        burst = port.alloc_burst(4, 60)
+        for one in (burst[2::step][:1], burst[2:2:step], burst[2:3:step][::step]):
+            assert one.data.strides == burst.data.strides or len(one) == 0
+            assert one.lengths.strides == (4,)
