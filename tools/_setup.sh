@@ -1,10 +1,12 @@
 # What every tool needs before it runs, for `. tools/_setup.sh`: set_up package|vm|bench|dev, then
 # run MODULE. package: .venv with the package, editable; vm: also QEMU and mmdebstrap; bench: DPDK's
-# testpmd and valgrind; dev: all of these and the test tools.
+# testpmd and valgrind; dev: all of these and the test tools. After set_up, `sanitized` sets up a
+# build with sanitizers beside it, for all that is run from then on.
 
 project=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 export PYVIRTNET_PROJECT="$project"
 python=$project/.venv/bin/python
+sanitized_env=
 PATH=$PATH:/usr/sbin:/sbin
 
 stage() { echo "setup: $*" >&2; }
@@ -27,8 +29,8 @@ run() {
     module=$1
     shift
     case $module in
-    pyvirtnet.*) exec "$python" -P -c "$quiet_start" "$module" "$@" ;;
-    *) exec "$python" -P -m "$module" "$@" ;;
+    pyvirtnet.*) exec env $sanitized_env "$python" -P -c "$quiet_start" "$module" "$@" ;;
+    *) exec env $sanitized_env "$python" -P -m "$module" "$@" ;;
     esac
 }
 
@@ -161,6 +163,44 @@ compile() {
     output=$(PATH="$project/.venv/bin:$PATH" ninja -C "$project/.venv/build" --quiet 2>&1) ||
         { echo "$output" >&2; fail "the package does not compile (see above)" "correct the source"; }
     own
+}
+
+# The package once more, compiled with AddressSanitizer and UndefinedBehaviorSanitizer, installed in
+# an environment of its own that has everything else from .venv. $sanitized_env is what its Python
+# runs with: objects from malloc, which AddressSanitizer watches, and its library before all others.
+sanitized() {
+    exec 9<"$project"
+    flock -n 9 || { stage "another tool is setting up; waiting for it"; flock 9; }
+    home=$project/.venv/sanitizers
+    [ -e "$home/build/build.ninja" ] || instrumented
+    output=$(PATH="$project/.venv/bin:$PATH" meson install -C "$home/build" --quiet \
+        --only-changed 2>&1) ||
+        { echo "$output" >&2; fail "the package does not compile (see above)" "correct the source"; }
+    own
+    exec 9<&-
+    python=$home/bin/python
+    sanitized_env="PYVIRTNET_SANITIZED=1 PYTHONMALLOC=malloc
+        LD_PRELOAD=$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libstdc++.so)
+        ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:malloc_context_size=8
+        UBSAN_OPTIONS=print_stacktrace=1"
+}
+
+instrumented() {
+    case $(gcc -print-file-name=libasan.so) in
+    /*) ;;
+    *) fail "gcc has no AddressSanitizer here" "install the libasan that belongs to your gcc" ;;
+    esac
+    writable
+    stage "compiling the package with sanitizers"
+    "$project/.venv/bin/python" -m venv --clear --without-pip "$home"
+    site=$("$home/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    "$project/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+        >"$site/outer.pth"
+    PATH="$project/.venv/bin:$PATH" meson setup "$home/build" "$project" >/dev/null \
+        -Dbuildtype=debugoptimized -Doptimization=1 -Db_sanitize=address,undefined \
+        -Dc_args="-fno-sanitize-recover=undefined -fno-omit-frame-pointer" \
+        -Dprefix="$home" -Dpython.purelibdir="$site" -Dpython.platlibdir="$site" ||
+        fail "meson cannot set the build up (see above)" "correct the source"
 }
 
 # Another user's: used as it is. The editable package then looks, and writes no log, on import.

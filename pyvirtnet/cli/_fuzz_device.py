@@ -1,0 +1,176 @@
+"""The device under the fuzzed port: its registers here, its rings in C, its memory mapped apart."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
+from threading import RLock
+
+from .. import dma
+from ..dma import Region
+from ..errors import DeviceGone, DeviceTimeout
+from ..spec import Feature, NetConfig, Status
+from ..testing._liar import Liar
+from ..transport.base import Doorbell, QueueAddresses, Transport
+
+OFFERED = (Feature.MAC, Feature.STATUS, Feature.MTU, Feature.SPEED_DUPLEX, Feature.MRG_RXBUF)
+STARTS = (0, 0xFFF0, 0x7FFF)
+BELLS = ("call", "eventfd", "mmio16")
+
+
+class FuzzDevice(Transport, dma.Mapper):
+    """A device that lies with a chance of `lies` a step, and with a hundredth of that in registers.
+
+    liar        serves the rings, a few steps at a time
+    accomplice  writes memory at the same time, in a thread of its own, if anybody lets it
+    on_kick     called in the middle of the driver's call, where the doorbell is a call
+    """
+
+    def __init__(self, random: Random, lies: float) -> None:
+        self.name = "fuzz:device"
+        self.start_index = random.choice((*STARTS, random.randrange(1 << 16)))
+        self.liar = Liar(random.getrandbits(64), lies)
+        self.accomplice = Liar(random.getrandbits(64), 0.9, polite=random.random() < 0.7)
+        self._lock, self._aside = RLock(), RLock()  # of either one's idea of memory
+        self.on_kick: Callable[[], object] | None = None
+        self.closed = self._resting = False
+        self._lies, self._random = lies, Random(random.random())
+        self._whims = Random(random.random())  # of answers to what is asked at times
+        self._size = 1 << random.choice((1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 10))
+        self._bits = 1 << Feature.VERSION_1 | sum(1 << f for f in OFFERED if random.random() < 0.8)
+        self._mtu = random.choice((68, 1500, 9000, 65535)).to_bytes(2, "little")
+        self._bell = random.choice(BELLS)
+        self._bar = ctypes.c_uint16()  # what an mmio16 doorbell stores to
+        self._accepted = self._status = 0
+        self._maps: dict[int, mmap.mmap] = {}
+        self._fds: dict[int | None, int] = {}
+        dma.memory.attach(self)
+
+    def act(self, steps: int) -> None:
+        """So many steps of the device, and an interrupt at times."""
+        with self._lock:
+            self.liar.act(steps)
+            if (fd := self._fds.get(0)) is not None and self._random.random() < 0.1:
+                os.eventfd_write(fd, 1)
+
+    def meddle(self, steps: int, pause: int) -> None:
+        """So many steps of the accomplice, with up to `pause` turns of idleness after each."""
+        with self._aside:
+            self.accomplice.act(steps, pause)
+
+    def rest(self) -> None:
+        """Answer truly from now on, and do nothing else."""
+        self._lies = 0.0
+        self._resting = True
+
+    @contextmanager
+    def _liars(self) -> Iterator[tuple[Liar, Liar]]:
+        with self._lock, self._aside:
+            yield self.liar, self.accomplice
+
+    # What the device sees of memory: a mapping of its own, as behind an IOMMU.
+
+    def map(self, region: Region) -> None:
+        memory = mmap.mmap(region.fd, region.size)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        with self._liars() as liars:
+            for liar in liars:
+                liar.map(region.iova, region.size, address)
+            self._maps[region.iova] = memory
+
+    def unmap(self, iova: int, size: int) -> None:
+        with self._liars() as liars:
+            for liar in liars:
+                liar.unmap(iova)
+            self._maps.pop(iova, None)
+
+    # Registers
+
+    def check(self) -> None:
+        if self._whims.random() < self._lies / 100:
+            raise DeviceGone(f"{self.name} is gone", "it says so", "reset it")
+
+    def reset(self) -> None:
+        if self._lie():
+            raise DeviceTimeout(f"{self.name} did not reset", "its status does not read 0")
+        with self._liars() as liars:
+            for liar in liars:
+                liar.disable(0)
+                liar.disable(1)
+        self._status = 0
+
+    def status(self) -> int:
+        return self._random.getrandbits(8) if self._lie() else self._status
+
+    def add_status(self, bits: int) -> None:
+        self._status |= bits
+        if self._lie():
+            self._status &= ~Status.FEATURES_OK
+
+    def offered_features(self) -> int:
+        return self._random.getrandbits(64) if self._lie() else self._bits
+
+    def accept_features(self, features: int) -> None:
+        self._accepted = features
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        config = bytearray(self._random.randbytes(32))
+        config[NetConfig.MTU : NetConfig.MTU + 2] = self._mtu
+        return bytes(config[offset : offset + length])
+
+    def queue_max_size(self, index: int) -> int:
+        if self._lie():
+            return self._random.choice((0, 1, 3, 255, 1 << 16, self._random.getrandbits(16)))
+        return self._size
+
+    def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
+        rings = (addresses.descriptors, addresses.driver, addresses.device)
+        mergeable = bool(self._accepted >> Feature.MRG_RXBUF & 1)
+        with self._liars() as liars:
+            for liar in liars:
+                liar.enable(index, addresses.size, *rings, self.start_index, mergeable)
+        if self._bell == "call":
+            return Doorbell("call", self._kicked, index)
+        if self._bell == "eventfd":
+            return Doorbell("eventfd", self.interrupt_fd(index + 2), index)
+        return Doorbell("mmio16", ctypes.addressof(self._bar), index)
+
+    def interrupt_fd(self, index: int | None) -> int:
+        if self.closed:
+            raise DeviceGone(f"{self.name} is closed", "its port was closed", "open it again")
+        if index not in self._fds:
+            self._fds[index] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return self._fds[index]
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            dma.memory.detach(self)
+            self._forget()
+
+    def abandon(self) -> None:
+        self.closed = True
+        self._lock, self._aside = RLock(), RLock()  # whoever held them is not in this process
+        self._forget()
+
+    def _forget(self) -> None:
+        for iova in list(self._maps):
+            self.unmap(iova, 0)
+        with self._lock:
+            for fd in self._fds.values():
+                os.close(fd)
+            self._fds.clear()
+
+    def _kicked(self, index: int) -> None:
+        if self._resting:
+            return
+        self.act(self._random.randrange(8))
+        if self.on_kick is not None:
+            self.on_kick()
+
+    def _lie(self) -> bool:
+        return self._random.random() < self._lies / 100

@@ -1,0 +1,172 @@
+"""tools/fuzz: clean on a driver that works, plain and replayable on one that does not."""
+
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from pyvirtnet import Port, dma
+from pyvirtnet.cli import fuzz
+from pyvirtnet.cli._fuzz_caller import Caller
+from pyvirtnet.cli._fuzz_device import FuzzDevice
+from pyvirtnet.cli._fuzz_round import Finding, Round
+from pyvirtnet.testing._liar import Liar
+
+FUZZ = (sys.executable, "-P", "-m", "pyvirtnet.cli.fuzz")
+
+
+def played(seed, number):
+    """One round; what it did, and its tally of errors."""
+    notes = []
+    one = Round(seed, number, lambda steps, calls: notes.append(steps))
+    one.play()
+    return notes, one.errors
+
+
+def play_all(seed, numbers):
+    for number in range(numbers):
+        played(seed, number)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_short_run_is_clean(seed):
+    command = (*FUZZ, "--steps", "100000", "--seed", str(seed), "--json")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["steps"] >= 100000
+    assert report["rounds"] > 0
+    assert report["found"] is None
+    assert {"DeviceBroken", "PortClosed", "TypeError"} <= set(report["errors"])
+
+
+def test_a_round_can_be_played_again(monkeypatch):
+    """All that a round without threads and clocks does follows from its seed and number."""
+    monkeypatch.setattr(FuzzDevice, "check", lambda self: None)
+    monkeypatch.setattr(Caller, "wait", lambda self: None)
+    monkeypatch.setattr(Round, "_crowd", lambda self, caller: self._calls(caller, 100))
+    monkeypatch.setattr(Round, "ACCOMPLICES", 0.0)
+    monkeypatch.setattr(Round, "FORKS", 0.0)
+    for number in range(8):
+        assert played(5, number) == played(5, number)
+
+
+def reported(capsys, *arguments):
+    """The exit status and what a run says."""
+    status = fuzz.main(["--seconds", "20", "--seed", "7", *arguments])
+    return status, capsys.readouterr()
+
+
+def worker(monkeypatch, tmp_path, body):
+    """A worker that does this instead."""
+    lines = "import os, struct, sys, time, mmap, faulthandler\nfaulthandler.enable()\n"
+    lines += "fd = int([a for a in sys.argv if a.startswith('--fd=')][0][5:])\n"
+    (tmp_path / "bad_worker.py").write_text(lines + body)
+    monkeypatch.setattr(fuzz, "WORKER", "bad_worker")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_a_crash_is_told_with_its_place_and_the_command_that_repeats_it(
+    monkeypatch, tmp_path, capsys
+):
+    body = "mmap.mmap(fd, 40)[:] = struct.pack('<5Q', 3, 1234, 9, 0, 3)\nos.abort()\n"
+    worker(monkeypatch, tmp_path, body)
+    status, said = reported(capsys)
+    assert status == 1
+    assert "it ended with -6" in said.err
+    assert "Fatal Python error: Aborted" in said.err
+    assert "seed 7, round 3, step 1234" in said.err
+    assert "tools/fuzz --seed 7 --round 3" in said.err
+
+
+def test_a_hang_is_found_and_says_where(monkeypatch, tmp_path, capsys):
+    worker(monkeypatch, tmp_path, "def stuck():\n    time.sleep(600)\nstuck()\n")
+    monkeypatch.setattr(fuzz, "HANG", 2.0)
+    status, said = reported(capsys)
+    assert status == 1
+    assert "it hung" in said.err
+    assert "in stuck" in said.err
+
+
+@pytest.mark.parametrize("body", ["sys.stderr.write('odd')", "", "sys.exit(3)"])
+def test_a_process_that_does_not_end_well_is_a_finding(monkeypatch, tmp_path, capsys, body):
+    worker(monkeypatch, tmp_path, body)
+    assert reported(capsys)[0] == 1
+
+
+# What the rounds find in a driver that is not right.
+
+
+def found(monkeypatch, kind=Finding):
+    monkeypatch.setattr(Round, "FORKS", 0.0)
+    with pytest.raises(kind) as error:
+        play_all(11, 40)
+    gc.collect()
+    return str(error.value)
+
+
+@pytest.fixture
+def hoard():
+    """Things that a broken driver forgets about."""
+    things = []
+    yield things
+    things.clear()
+    gc.collect()
+
+
+def test_a_burst_that_is_never_given_back_is_found(monkeypatch, hoard):
+    receive = Caller.receive
+
+    def hoarding(self):
+        receive(self)
+        hoard.extend(self.kept[-1:])
+
+    monkeypatch.setattr(Caller, "receive", hoarding)
+    assert "missing" in found(monkeypatch) or "nobody has" in found(monkeypatch)
+
+
+def test_an_error_that_may_not_be_is_found(monkeypatch):
+    def broken(self):
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(Port, "info", broken)
+    assert "no such thing" in found(monkeypatch, KeyError)
+
+
+def test_memory_that_stays_is_found(monkeypatch, hoard):
+    take = dma.Arena.take
+
+    def hoarding(self, size):
+        hoard.append(take(self, size))
+        return take(self, size)
+
+    monkeypatch.setattr(dma.Arena, "take", hoarding)
+    assert "nobody has" in found(monkeypatch)
+
+
+def test_a_frame_that_is_not_counted_is_found(monkeypatch):
+    stats = Port.stats.fget
+    forgetful = property(lambda self: replace(stats(self), rx_lost=0))
+    monkeypatch.setattr(Port, "stats", forgetful)
+    assert "delivered" in found(monkeypatch)
+
+
+# The device's side
+
+
+def test_a_liar_has_no_ring_outside_of_what_it_was_shown():
+    liar = Liar(1, 0.0)
+    memory = bytearray(1 << 16)
+    liar.map(1 << 32, 1 << 16, id(memory))
+    for addresses in ((0, 0, 0), (1 << 32, 1 << 32, (1 << 32) + 65536)):
+        with pytest.raises(LookupError):
+            liar.enable(0, 8, *addresses, 0, True)
+    for size in (0, 3):
+        with pytest.raises(ValueError):
+            liar.enable(0, size, 1 << 32, 1 << 32, 1 << 32, 0, True)
+    liar.act(1000)
+    assert liar.steps >= 1000
+    assert liar.delivered == liar.faults == 0
