@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nic import HEADER, PAGE, Nic, frame, frames
 
 from pyvirtnet import Error, Port
+from pyvirtnet._queue import ring_bytes
 from pyvirtnet.testing import HostileDevice
 
 _SIZES = (14, 60, 128, 129, 1514, 4085, 9014)
+_STRIDE = PAGE + 64  # from one page to the next
+_SLOT = 192
+_LEAD = 52  # bytes of the pool in front of its first page
+
+
+def page_of(nic: Nic, fragment: Any) -> int:
+    """The page that a fragment lies in, all of it."""
+    pool = nic.port.queues[0].pool
+    rings = sum(ring_bytes(size) for size in nic.port.info()["ring_sizes"])
+    first = pool.region.address + rings + _SLOT * pool.slots + _LEAD
+    page, offset = divmod(fragment.ctypes.data - first, _STRIDE)
+    assert 0 <= page < pool.pages, "a fragment outside the pool"
+    assert offset + fragment.nbytes <= PAGE, "a fragment past its page"
+    return page
+
+
+@dataclass
+class Kept:
+    """Something of a burst that is held, and the pages of that burst."""
+
+    thing: Any
+    pool: Any
+    pages: frozenset[int]
 
 
 class User:
@@ -20,7 +45,7 @@ class User:
 
     def __init__(self, nic: Nic, seed: int) -> None:
         self.nic, self.rng = nic, random.Random(seed)
-        self.held: list[Any] = []
+        self.held: list[Kept] = []
         self.errors: list[Error] = []
 
     @property
@@ -45,11 +70,20 @@ class User:
 
     def receive(self) -> None:
         burst = self.port.recv_burst(self.rng.choice([1, 3, 64]))
+        parts = [burst, burst.heads, burst[::-1], *burst[:1], *(one.frags for one in burst[:1])]
+        self.check(burst, [self.rng.choice(parts)] if self.rng.random() < 0.5 else ())
+
+    def check(self, burst: Any, keep: Sequence[Any]) -> None:
+        """Every byte is there, in pages that nobody else has; keep some of it."""
+        pages: list[int] = []
         for one in burst:
             assert len(bytes(one)) == len(one) >= 14
-        if len(burst) and self.rng.random() < 0.5:
-            part = self.rng.choice([burst, burst[0], burst.heads, burst[::-1], burst[0].frags])
-            self.held.append(part)
+            assert len(one.head) + sum(part.nbytes for part in one.frags) == len(one)
+            pages += [page_of(self.nic, part) for part in one.frags]
+        pool = self.port.queues[0].pool
+        others = [kept.pages for kept in self.held if kept.pool is pool]
+        assert len(set(pages).union(*set(others))) == len(pages) + sum(map(len, set(others)))
+        self.held += [Kept(part, pool, frozenset(pages)) for part in keep if len(part)]
 
     def send_copies(self) -> None:
         sizes = [size for size in _SIZES if size <= self.port.max_frame]

@@ -21,14 +21,15 @@ def in_traffic(nic):
     """Frames wait in both directions; a burst is held."""
     assert nic.device.deliver(frame(9014), *frames(4))
     user = User(nic, 0)
-    user.held.append(nic.port.recv_burst(1))
+    burst = nic.port.recv_burst(1)
+    user.check(burst, [burst])
     assert nic.port.send_burst(frames(8, 5000)) == 8
     return user
 
 
 def mended(user):
     """What was held is as it was; after a reset everything works."""
-    assert bytes(user.held[0][0]) == frame(9014)
+    assert bytes(user.held[0].thing[0]) == frame(9014)
     comes_back(user)
 
 
@@ -144,7 +145,7 @@ def test_a_port_is_closed_though_the_reset_never_completes(nic):
     user = in_traffic(nic)
     nic.device._deaf = 1000
     nic.port.close()
-    assert bytes(user.held[0][0]) == frame(9014)
+    assert bytes(user.held[0].thing[0]) == frame(9014)
     assert nic.transport.closed
 
 

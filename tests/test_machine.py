@@ -17,6 +17,8 @@ from pyvirtnet.testing import NetDevice
 
 SIZES = st.sampled_from([14, 14, 60, 60, 127, 128, 129, 200, 1514, 4084, 4085, 5000, 9014, 13, 1])
 ANY = st.integers(0, 99)
+NUMBER = st.sampled_from([64, 64, 5, 2, 1, 0])
+FLAG = st.booleans()
 
 
 @dataclass(eq=False)
@@ -88,8 +90,8 @@ class Traffic(RuleBasedStateMachine):
     """Frames in are frames out; counters add up; every page is where it should be."""
 
     @initialize(
-        ring=st.sampled_from([2, 4, 8, 32]),
-        spare=st.sampled_from([0, 1, 8, 64]),
+        ring=st.sampled_from([8, 32, 4, 2]),
+        spare=st.sampled_from([64, 8, 1, 0]),
         start=st.sampled_from([0, 0xFFF0, 0xFFFF]),
         mergeable=st.booleans(),
         merge=st.sampled_from(["fill", "random"]),
@@ -122,19 +124,27 @@ class Traffic(RuleBasedStateMachine):
 
     # ---- the device
 
-    @rule(sizes=st.lists(SIZES, min_size=1, max_size=8), batch=st.booleans())
-    def deliver(self, sizes, batch):
+    @rule(sizes=st.lists(SIZES, min_size=1, max_size=8), batch=st.booleans(), n=NUMBER, keep=FLAG)
+    def deliver(self, *, sizes, batch, n, keep):
         content = self.fresh([min(size, self.largest) for size in sizes])
-        if self.device.deliver(*content, batch=batch):
-            self.rings.delivered += content
+        while not self.device.deliver(*content, batch=batch):
+            content.pop()  # until there is room
+        self.rings.delivered += content
+        if n:
+            self.receive_some(n, keep)
 
-    @rule(n=st.integers(1, 16))
+    @rule(n=NUMBER, done=NUMBER, order=st.randoms(use_true_random=False), reclaim=FLAG)
+    def transmit(self, *, n, done, order, reclaim):
+        self.take(n)
+        self.complete(done, order)
+        if reclaim:
+            self.reclaim()
+
     def take(self, n):
         taken = [self.rings.exposed.popleft() for _ in range(min(n, len(self.rings.exposed)))]
         assert self.device.take(n) == [sent.content for sent in taken]
         self.rings.taken += taken
 
-    @rule(n=st.integers(1, 16), order=st.randoms(use_true_random=False))
     def complete(self, n, order):
         places = list(range(len(self.rings.taken)))
         order.shuffle(places)
@@ -142,14 +152,13 @@ class Traffic(RuleBasedStateMachine):
         self.rings.used += [self.rings.taken[place] for place in places[:n]]
         self.rings.taken = [self.rings.taken[place] for place in sorted(places[n:])]
 
-    @rule(index=st.integers(0, 1), on=st.booleans())
-    def silence(self, index, on):
-        self.device.silence(index, on)
-
     # ---- receiving
 
-    @rule(n=st.sampled_from([1, 2, 5, 64]), keep=st.booleans())
+    @rule(n=NUMBER, keep=FLAG)
     def receive(self, n, keep):
+        self.receive_some(n or 1, keep)
+
+    def receive_some(self, n, keep):
         burst = self.nic.port.recv_burst(n)
         content = [bytes(one) for one in burst]
         self.account_received(content, n)
@@ -207,8 +216,6 @@ class Traffic(RuleBasedStateMachine):
             known = [held.frames[i]] if kind == "frame" else []
         self.held.append(Held(part, held.parcel, known))
 
-    @precondition(lambda self: self.held)
-    @rule(at=ANY)
     def look(self, at):
         held = self.held[at % len(self.held)]
         if hasattr(held.thing, "heads"):
@@ -217,24 +224,14 @@ class Traffic(RuleBasedStateMachine):
             assert bytes(held.thing) == held.frames[0].content
 
     @precondition(lambda self: self.held)
-    @rule(at=ANY)
-    def drop(self, at):
+    @rule(at=ANY, knot=st.sampled_from([False, False, False, True]))
+    def drop(self, at, knot):
         self.look(at)
-        del self.held[at % len(self.held)]
-
-    @precondition(lambda self: self.held)
-    @rule(at=ANY)
-    def drop_in_a_knot(self, at):
         held = self.held.pop(at % len(self.held))
-        knot = [held.thing]
-        knot.append(knot)
-        self.knots.append(held.parcel)
-
-    @precondition(lambda self: self.knots)
-    @rule()
-    def collect(self):
-        gc.collect()
-        self.knots.clear()
+        if knot:  # only a collection finds it
+            cycle = [held.thing]
+            cycle.append(cycle)
+            self.knots.append(held.parcel)
 
     # ---- sending
 
@@ -287,7 +284,6 @@ class Traffic(RuleBasedStateMachine):
         parcel = Parcel(None, 0, 0)
         self.send(burst, [Known(parcel, one) for one in content])
 
-    @rule()
     def reclaim(self):
         expected = len(self.rings.used)
         assert self.nic.port.reclaim() == expected
@@ -305,14 +301,19 @@ class Traffic(RuleBasedStateMachine):
         self.books.tx_lost += len(self.rings.exposed) + len(self.rings.taken)
         self.rings = Rings()
 
-    @rule()
-    def reset(self):
-        self.lose_all()
-        self.nic.port.reset()
+    @rule(what=st.sampled_from(["silence", "silence", "speak", "collect", "reset", "reopen"]))
+    def live(self, what):
+        if what in ("silence", "speak"):
+            for index in (0, 1):
+                self.device.silence(index, what == "silence")
+        elif what == "collect":
+            gc.collect()
+            self.knots.clear()
+        else:
+            self.lose_all()
+            self.reopen() if what == "reopen" else self.nic.port.reset()
 
-    @rule()
     def reopen(self):
-        self.lose_all()
         self.nic.port.close()
         self.check_counters()
         self.start()
@@ -341,4 +342,4 @@ class Traffic(RuleBasedStateMachine):
             assert getattr(stats, name) == value, name
 
 
-TestTraffic = run_as_test(Traffic, examples=60, steps=40)
+TestTraffic = run_as_test(Traffic, examples=80, steps=50)

@@ -95,9 +95,10 @@ class RingMisdeeds(NetDevice):
 
     def _fill(self, chain: Chain, buffers: int = 1) -> tuple[int, int]:
         """A receive buffer with a frame in it; the used element that would be honest."""
+        size = min(self.rng.choice([60, _SOME, 1514, 4000]), chain.capacity - HEADER)
         header = NET_HEADER.pack(0, 0, 0, 0, 0, 0, buffers)
-        chain.scatter(header + self.rng.randbytes(_SOME))
-        return chain.head, HEADER + _SOME
+        chain.scatter(header + self.rng.randbytes(size))
+        return chain.head, HEADER + size
 
     def _next(self, forge: Forge, buffers: int = 1) -> tuple[int, int] | None:
         """An honest used element of the next buffer, if there is one."""
