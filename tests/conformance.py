@@ -49,7 +49,6 @@ Sections are those of VIRTIO 1.3. Out of scope and not listed: MMIO and CCW, oth
 devices, admin queues and what works through them (device groups, flow filters, IPsec); and
 statements that only describe, without asking for anything.
 """
-MARKS = ("pytest.mark.rule", "rule")  # the latter after rule = pytest.mark.rule
 _COLUMNS = "| rule | | § | | tests |\n| --- | --- | --- | --- | --- |\n"
 _SENTENCE = re.compile(r"Of the \d+ rules that VIRTIO.*?each\s+has\s+a\s+test", re.S)
 
@@ -121,7 +120,7 @@ def _named(nodes: Iterable[ast.expr], values: dict[str, ast.expr]) -> set[str]:
     for node in (part for each in nodes for part in ast.walk(each)):
         if isinstance(node, ast.Name) and node.id in values:
             names |= _named([values[node.id]], {})
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in MARKS:
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.rule":
             names |= {ast.literal_eval(argument) for argument in node.args}
     return names
 

@@ -93,8 +93,7 @@ def test_faults(tests, built, found):
 MODULE = """
 import pytest
 CASES = [pytest.param(1, marks=pytest.mark.rule("IN-LIST")), 2]
-rule = pytest.mark.rule
-OTHERS = [pytest.param(1, marks=[rule("SHORT")])]
+OTHERS = [pytest.param(1, marks=[pytest.mark.rule("OTHER")])]
 
 @pytest.mark.parametrize("x", [*CASES, pytest.param(3, marks=pytest.mark.rule("IN-PLACE"))])
 @pytest.mark.rule("ONE", "TWO")
@@ -120,7 +119,7 @@ class TestC:
 def test_marks_of_a_module():
     assert marks_in(MODULE) == {
         "test_a": {"ONE", "TWO", "IN-LIST", "IN-PLACE"},
-        "test_b": {"SHORT"},
+        "test_b": {"OTHER"},
         "TestC::test_d": {"CLASS", "METHOD"},
         "TestC::test_e": {"CLASS"},
     }

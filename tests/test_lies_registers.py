@@ -69,6 +69,7 @@ def test_a_status_bit_that_is_taken_back(nic, bit):
     comes_back(User(nic, 0))
 
 
+@pytest.mark.rule("BAS-035", "BAS-039")
 def test_features_that_are_refused_at_a_reset(nic):
     nic.device.misbehave("refuse_features")
     mended(reset_fails(nic, FeatureMissing, "refused the features"))
@@ -84,6 +85,7 @@ def test_a_status_that_never_comes(nic):
     comes_back(User(nic, 0))
 
 
+@pytest.mark.rule("BAS-006")
 @pytest.mark.parametrize("told", [True, False], ids=["interrupt", "silent"])
 def test_a_device_that_needs_a_reset(nic, told):
     """In mid-traffic: a port that idles finds out, its queues stop, nothing is lost."""
@@ -123,6 +125,7 @@ def test_a_device_that_needs_a_reset_at_once(nic):
     mended(user)
 
 
+@pytest.mark.rule("BAS-019", "BAS-042")
 def test_a_reset_that_never_completes(nic):
     """The device goes on: it is left the memory it had, the port gets other memory."""
     user = in_traffic(nic)
@@ -204,6 +207,7 @@ def test_a_queue_that_is_shorter_at_a_reset_than_what_was_asked_for():
 # ---- configuration -------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("BAS-022")
 def test_a_configuration_that_never_settles(nic):
     nic.device.misbehave("unsettled_config")
     with pytest.raises(DeviceTimeout, match="it changed in each"):
@@ -211,6 +215,7 @@ def test_a_configuration_that_never_settles(nic):
     mended(reset_fails(nic, DeviceTimeout, "it changed in each"))
 
 
+@pytest.mark.rule("BAS-025")
 def test_a_configuration_that_is_too_short(nic):
     nic.device.config = nic.device.config[:7]
     with pytest.raises(DeviceBroken, match="ends 1 bytes too early"):

@@ -27,6 +27,7 @@ def expose(driver, count):
     return driver.expose(driver.tx)
 
 
+@pytest.mark.rule("SPL-029")
 @STARTS
 @FORMATS
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -45,6 +46,7 @@ def test_a_kick_at_the_place_that_was_asked_for(ring, batch, after, start_index)
         driver.device.check()
 
 
+@pytest.mark.rule("SPL-030")
 @STARTS
 @FORMATS
 def test_a_kick_too_early(ring, start_index):
@@ -58,6 +60,7 @@ def test_a_kick_too_early(ring, start_index):
     act(Driver(features=EVENTS | ring, start_index=start_index, strict_kicks=False))
 
 
+@pytest.mark.rule("SPL-030")
 @STARTS
 @FORMATS
 def test_a_kick_for_nothing(ring, start_index):
@@ -71,6 +74,7 @@ def test_a_kick_for_nothing(ring, start_index):
     driver.device.check()
 
 
+@pytest.mark.rule("SPL-026", "SPL-030")
 @STARTS
 @FORMATS
 @pytest.mark.parametrize("events", [MERGED, EVENTS])
@@ -89,6 +93,7 @@ def test_a_kick_that_was_declined(events, ring, start_index):
         driver.kick(driver.tx)
 
 
+@pytest.mark.rule("SPL-027", "SPL-029")
 @STARTS
 @FORMATS
 @pytest.mark.parametrize("events", [MERGED, EVENTS])
@@ -163,6 +168,7 @@ def test_the_data_of_a_packed_ring(size, sent, data):
     driver.device.check()
 
 
+@pytest.mark.rule("PKD-011")
 @STARTS
 @FORMATS
 @pytest.mark.parametrize("wrong", [1, -1, 0x8000])

@@ -42,6 +42,7 @@ def a_chain_that_jumps(driver):
     driver.device.kick(1)
 
 
+@pytest.mark.rule("SPL-005")
 @pytest.mark.parametrize(
     "act", [from_the_middle, backwards, one_left_out, used_last_taken_first, a_chain_that_jumps]
 )
@@ -65,6 +66,7 @@ def test_a_chain_round_the_end_of_the_table(start_index):
     driver.device.check()
 
 
+@pytest.mark.rule("SPL-011")
 def test_an_indirect_table_is_in_order():
     def act(driver):
         driver.up()

@@ -132,12 +132,14 @@ EXPOSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.rule("PKD-014", "PKD-016", "PKD-018", "PKD-019", "PKD-025")
 @STARTS
 @pytest.mark.parametrize(("act", "rule"), EXPOSED)
 def test_what_is_exposed(act, rule, start_index):
     breaks(lambda driver: act(driver.up()), rule, features=PLAIN, start_index=start_index)
 
 
+@pytest.mark.rule("PKD-026", "PKD-027", "PKD-028")
 @STARTS
 @pytest.mark.parametrize(
     ("table", "flags", "rule"),
@@ -168,6 +170,7 @@ def test_indirect_tables(table, flags, rule, start_index):
         assert len(driver.device.take()) == 1
 
 
+@pytest.mark.rule("PKD-028")
 @STARTS
 def test_an_indirect_descriptor_ends_no_list(start_index):
     act = several((0, NEXT), (0, INDIRECT))
@@ -219,6 +222,7 @@ LENT = [
 ]
 
 
+@pytest.mark.rule("PKD-009", "PKD-010")
 @STARTS
 @pytest.mark.parametrize(("act", "rule"), LENT)
 def test_lent_memory(act, rule, start_index):
@@ -254,6 +258,7 @@ def test_what_a_used_descriptor_was_written_over_is_the_drivers_again(start_inde
 # ---- set-up ------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule("PKD-001", "PCI-020")
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [

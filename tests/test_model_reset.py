@@ -25,6 +25,7 @@ def renew(driver, index):
     return fresh
 
 
+@pytest.mark.rule("VQC-003", "PCI-026")
 @STARTS
 @FORMATS
 def test_a_queue_starts_again_while_the_other_runs(ring, start_index):
@@ -61,6 +62,7 @@ def test_posted_buffers_are_the_drivers_again(ring):
     driver.device.check()
 
 
+@pytest.mark.rule("PCI-027")
 @FORMATS
 def test_a_queue_may_come_back_with_another_size(ring):
     driver = Driver(features=MERGED | ring | RESET).up()
@@ -146,6 +148,7 @@ RULES = [
 ]
 
 
+@pytest.mark.rule("VQC-001", "PCI-025")
 @FORMATS
 @pytest.mark.parametrize(("act", "rule"), RULES)
 def test_rules_of_a_reset(act, rule, ring):
