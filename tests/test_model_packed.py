@@ -22,6 +22,8 @@ from model_driver import (
 )
 from model_packed_driver import AVAIL, DESC, DISABLE, ENABLE, USED
 
+from pyvirtnet.testing import packed
+
 STARTS = pytest.mark.parametrize("start_index", [0, 0xFFFF])  # of 8 places: in front, and last
 PLAIN = MERGED | PACKED
 
@@ -364,3 +366,22 @@ def test_an_event_inside_a_chain_counts(start_index):
         driver.device.take()
         driver.device.complete()
         assert driver.device.interrupts[1] == expected
+
+
+def test_the_first_buffer_of_a_batch_is_marked_last(monkeypatch):
+    """A driver that looks in the middle finds nothing, not the half of a frame (2.8.9)."""
+    driver = Driver(features=PLAIN).up()
+    driver.post(3)
+    places, write = [], packed.U16
+
+    class Recorded:
+        unpack_from = write.unpack_from
+
+        @staticmethod
+        def pack_into(ring, at, value):
+            places.append(at // 16)
+            write.pack_into(ring, at, value)
+
+    monkeypatch.setattr(packed, "U16", Recorded)
+    driver.device.deliver(bytes(2 * PAGE))
+    assert places == [2, 1, 0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from vhost_wire import CONFIG, MQ, PROTOCOL_FEATURES, SET_VRING_ADDR, STATUS, Message
 
-from pyvirtnet.testing import MemoryMap, NetDevice
+from pyvirtnet.testing import MemoryMap, NetDevice, mask
 
 
 @dataclass
@@ -153,7 +153,10 @@ class Endpoint:
     def _start(self, index: int) -> None:
         ring = self.rings[index]
         desc, used, avail = (self._iova(part) for part in ring.parts)
-        self.device.start_index = ring.base
+        start = ring.base & 0xFFFF
+        if self.device.accepted & mask("ring_packed"):  # bit 15 is the wrap counter
+            start = (start & 0x7FFF) + (0 if start >> 15 else ring.size)
+        self.device.start_index = start
         self.device.configure_queue(index, ring.size, desc, avail, used)
         self.device.enable(index)
         if self.protocol is None:
@@ -172,7 +175,7 @@ class Endpoint:
         for fd in (ring.kick, ring.call):
             if fd >= 0:
                 os.close(fd)
-        return self.device.queues[index]._seen if index in self.device.queues else 0
+        return self.device.queues[index].position if index in self.device.queues else 0
 
     def _iova(self, address: int) -> int:
         for iova, size, there, _ in self.rows:

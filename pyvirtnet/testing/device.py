@@ -58,8 +58,8 @@ class Device(Setup):
     interrupt      called with the queue's index, or None, for each interrupt
     on_kick        called after a kick was looked at
     strict_kicks   also object to kicks the device asked not to get (a SHOULD NOT)
-    prompt_kicks   kicks come before the driver's call returns, so `check` can miss them; off where
-                   they come through an eventfd
+    prompt_kicks   kicks come before the driver's call returns, so that one too many, or one that
+                   `check` misses, is the driver's; off where they come through an eventfd
     """
 
     prompt_kicks = True
@@ -118,7 +118,7 @@ class Device(Setup):
             raise Violation("only enabled queues are kicked", "4.1.5.2", f"queue {index}")
         queue = self.queues[index]
         self.look(queue)
-        queue.kicked(self.strict_kicks, data)
+        queue.kicked(self.strict_kicks and self.prompt_kicks, data)
         if self.on_kick is not None:
             self.on_kick()
 

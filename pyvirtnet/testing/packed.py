@@ -86,8 +86,6 @@ class PackedQueue(Virtqueue):
         self._driver_wish()
         first, chains = self._seen, []
         while self._is_available(self._seen):
-            if self._seen - self._given == self.size:
-                self._overrun(self._seen)
             chains.append(self._expose())
         self._check_marks(self._seen)
         if chains:
