@@ -202,6 +202,24 @@ class RingMisdeeds(NetDevice):
         return f"queue {forge.queue.index}: {forge.rewrite_descriptors(self.rng)}"
 
     @misdeed(2)
+    def rewrite_and_use(self) -> str | None:
+        """All descriptors and the available ring become noise; then a buffer is used all the same.
+
+        A driver that reads them back goes where they lead.
+        """
+        forge = self._forge()
+        chains = forge.in_flight()
+        if not chains:
+            return None
+        chain = self.rng.choice(chains)
+        element = (chain.head, 0) if forge.queue.index % 2 else self._fill(chain)
+        for _ in range(forge.queue.size):
+            forge.rewrite_descriptors(self.rng)
+            forge.rewrite_available(self.rng)
+        forge.use(element)
+        return f"queue {forge.queue.index}: {element}"
+
+    @misdeed(2)
     def rewrite_available(self) -> str:
         forge = self._forge()
         return f"queue {forge.queue.index}: {forge.rewrite_available(self.rng)}"
