@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+
 import numpy as np
 from books import Books, Held, Known, Parcel, Rings, copied
 from hypothesis import strategies as st
