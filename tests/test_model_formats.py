@@ -149,7 +149,10 @@ def test_packed_rings_of_any_size(size, start_index):
 
 
 @pytest.mark.parametrize("start_index", [0, 0xFFF0])
-@pytest.mark.parametrize("features", [PACKED, PACKED | ORDERED, ORDERED, PACKED | EVENT_IDX])
+@pytest.mark.parametrize(
+    "features",
+    [PACKED, PACKED | ORDERED, ORDERED, PACKED | EVENT_IDX, PACKED | mask("order_platform")],
+)
 def test_a_loopback(features, start_index):
     made = Loopback(features=MERGED | features, queue_sizes=(8, 8), start_index=start_index)
     driver = Driver(made).up()
