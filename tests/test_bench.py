@@ -10,13 +10,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import pyvirtnet
 from pyvirtnet import Port
-from pyvirtnet.cli import _bench_sweep, _bench_testpmd, _bench_traffic, _bench_vm, bench
+from pyvirtnet.cli import (
+    _bench_report,
+    _bench_sweep,
+    _bench_testpmd,
+    _bench_traffic,
+    _bench_vm,
+    bench,
+)
 from pyvirtnet.cli._bench_core import growth
 from pyvirtnet.cli._bench_latency import percentiles
 from pyvirtnet.cli._bench_report import compiled_with
@@ -296,6 +304,32 @@ def test_percentiles() -> None:
     }
 
 
+# ---- what others had of the machine
+
+
+@pytest.mark.parametrize(("own", "share"), [(4.0, "30%"), (9.9, "0%"), (10.1, "0%")])
+def test_what_others_take_is_told(
+    own: float, share: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both processors were looked at for ten seconds, and had worked for ten."""
+    for name, values in (("_busy", [5.0, 15.0]), ("_own", [1.0, 1.0 + own])):
+        monkeypatch.setattr(_bench_report, name, iter(values).__next__)
+    clock = SimpleNamespace(monotonic=iter([100.0, 110.0]).__next__)
+    monkeypatch.setattr(_bench_report, "time", clock)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    result = _bench_report.watched(lambda: {"machine": {}})
+    assert result["machine"]["others"] == f"{share} of the processors"
+    assert ("will say little" in capsys.readouterr().err) is (share != "0%")
+
+
+def test_processes_that_were_awaited_are_ones_own() -> None:
+    busy, own = _bench_report._busy(), _bench_report._own()
+    subprocess.run([sys.executable, "-c", "sum(range(10_000_000))"], check=True)
+    worked = _bench_report._own() - own
+    assert worked > 0.05
+    assert _bench_report._busy() - busy >= worked - 0.1
+
+
 # ---- sweep and vm
 
 
@@ -306,6 +340,14 @@ def test_without_matplotlib_there_is_a_plain_message(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert _bench_sweep.plot([], tmp_path / "sweep.svg") == []
     assert "pip install 'pyvirtnet[plot]'" in capsys.readouterr().err
+
+
+def test_without_the_right_the_device_has_no_priority(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_bench_vm, "HARDWARE", ["false"])
+    assert _bench_vm._hardware() == []
+    assert "run this with sudo" in capsys.readouterr().err
 
 
 def went(pps: float) -> dict[str, float]:

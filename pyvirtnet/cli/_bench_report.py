@@ -10,12 +10,15 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+OTHERS = 0.05  # of the processors, that may go elsewhere while something is measured
 
 
 def progress(text: str) -> None:
@@ -27,6 +30,30 @@ def warn_if_busy() -> None:
     load = os.getloadavg()[0]
     if load > len(os.sched_getaffinity(0)) / 2:
         progress(f"this machine is busy (load {load:.1f}): the figures will say little")
+
+
+def watched(judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A judge's result, and what share of the processors others had meanwhile."""
+    busy, own, start = _busy(), _own(), time.monotonic()
+    result = judge()
+    capacity = (time.monotonic() - start) * (os.cpu_count() or 1)
+    share = max(0.0, (_busy() - busy) - (_own() - own)) / capacity
+    result["machine"]["others"] = f"{share:.0%} of the processors"
+    if share > OTHERS:
+        progress(f"others had {share:.0%} of the processors: the figures will say little")
+    return result
+
+
+def _busy() -> float:
+    """Seconds that all processors have worked, or were kept from it by the machine's host."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    user, nice, system, _idle, _wait, irq, soft, steal = map(int, fields)
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    """Seconds of this process and of those it has started and awaited."""
+    return sum(os.times()[:4])
 
 
 @contextmanager

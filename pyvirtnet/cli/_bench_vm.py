@@ -1,4 +1,4 @@
-"""tools/bench vm: in one guest, on one cable: pyvirtnet, DPDK, AF_PACKET, scapy and pcapy-ng."""
+"""tools/bench vm: in a guest, on a cable: pyvirtnet, DPDK, AF_PACKET, scapy and pcapy-ng."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from ..errors import Error
 from ._bench_report import count, machine, progress, seconds
 from ._vm_guest import Guest
-from ._vm_image import cache, image
+from ._vm_image import cache, find_program, image
 from ._vm_machine import Machine
 from ._vm_package import payload
 
-HELP = "in one guest, on one cable: pyvirtnet, DPDK, AF_PACKET from Python, scapy, pcapy-ng"
+HELP = "in a guest, on a cable: pyvirtnet, DPDK, AF_PACKET from Python, scapy, pcapy-ng"
 SIZES = (60, 1514, 9014)
 PCAPY = "pcapy-ng"
 TOOLS = {
@@ -29,6 +29,9 @@ TOOLS = {
     "pcapy": PCAPY,
 }
 TIMEOUT = 300.0  # seconds of a round
+# Of polling drivers: QEMU's first thread is the device, and like hardware waits for nobody. Its
+# other threads are the guest's processors, which never rest and would keep it from a core.
+HARDWARE = ["chrt", "--reset-on-fork", "--rr", "1"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,36 +49,53 @@ def _sizes(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    system = image("bench")
     with tempfile.TemporaryDirectory(prefix="pyvirtnet-bench-") as name:
-        share = Path(name)
-        _install_pcapy(share)
-        words = ["env", "PYTHONPATH=/mnt/share", "python3", "-P", "-m"]
-        words += [f"{__package__}._bench_vm_guest", "--rounds", str(options.pairs)]
-        words += ["--seconds", str(options.seconds), "--sizes", ",".join(map(str, options.sizes))]
-        output = bytearray()
-        with Guest(
-            system,
-            payload(system),
-            Machine(memory=2048),
-            words,
-            stdout=output.extend,
-            stderr=lambda data: print(data.decode(errors="replace"), end="", file=sys.stderr),
-            timeout=options.pairs * TIMEOUT,
-            share=share,
-        ) as guest:
-            progress("the guest boots")
-            while guest.status is None:
-                guest.pump()
-            if guest.status:
-                raise Error("the guest did not measure", guest.failure or f"status {guest.status}")
-    found = json.loads(output)
-    return {"rows": rows(found["rounds"], options.sizes), **_facts(found, options)}
+        _install_pcapy(Path(name))
+        polling = _measure("vfio", options, Path(name), _hardware())
+        kernel = _measure("kernel", options, Path(name), [])
+    rounds = [a + b for a, b in zip(polling["rounds"], kernel["rounds"], strict=True)]
+    where = machine({"qemu": _qemu_version(), **kernel["versions"], **polling["versions"]})
+    facts = {"pairs": options.pairs, "seconds": options.seconds, "machine": where}
+    return {"rows": rows(rounds, options.sizes), **facts}
 
 
-def _facts(found: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    where = machine({"guest kernel": found["kernel"]})
-    return {"pairs": options.pairs, "seconds": options.seconds, "machine": where}
+def _measure(kind: str, options: argparse.Namespace, share: Path, prefix: list[str]) -> Any:
+    """What a guest finds with the tools of one kind."""
+    system = image("bench")
+    words = ["env", "PYTHONPATH=/mnt/share", "python3", "-P", "-m"]
+    words += [f"{__package__}._bench_vm_guest", kind, "--rounds", str(options.pairs)]
+    words += ["--seconds", str(options.seconds), "--sizes", ",".join(map(str, options.sizes))]
+    output = bytearray()
+    with Guest(
+        system,
+        payload(system),
+        Machine(memory=2048),
+        words,
+        stdout=output.extend,
+        stderr=lambda data: print(data.decode(errors="replace"), end="", file=sys.stderr),
+        timeout=options.pairs * TIMEOUT,
+        share=share,
+        prefix=prefix,
+    ) as guest:
+        progress("the guest boots")
+        while guest.status is None:
+            guest.pump()
+        if guest.status:
+            raise Error("the guest did not measure", guest.failure or f"status {guest.status}")
+    return json.loads(output)
+
+
+def _hardware() -> list[str]:
+    if subprocess.run([*HARDWARE, "true"], check=False, capture_output=True).returncode == 0:
+        return HARDWARE
+    progress("the device competes with its guest for cores: run this with sudo for steady figures")
+    return []
+
+
+def _qemu_version() -> str:
+    command = [find_program("qemu-system-x86_64", "qemu-system-x86"), "--version"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return text.splitlines()[0].removeprefix("QEMU emulator version ")
 
 
 def _install_pcapy(folder: Path) -> None:
@@ -121,12 +141,15 @@ def _row(tool: str, size: int, found: dict[tuple[str, int], list[dict[str, float
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    text = [f"{'size':>6}  {'':24} {'pps':>9} {'Gb/s':>8} {'lost':>7}  {'pyvirtnet is':>12}"]
+    text = [
+        f"{'size':>6}  {'':24} {'pps':>9} {'of rounds':>17} {'Gb/s':>7} {'lost':>6}  pyvirtnet is"
+    ]
     for row in result["rows"]:
         lost = 1 - row["received"] / row["sent"] if row["sent"] else 0.0
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f} x"
+        spread = f"{min(row['rounds'])} to {max(row['rounds'])}"
         text.append(
-            f"{row['size']:6}  {TOOLS[row['tool']]:24} {row['pps']:9} {row['gbps']:8.3f} "
-            f"{lost:7.1%}  {ratio:>12}"
+            f"{row['size']:6}  {TOOLS[row['tool']]:24} {row['pps']:9} {spread:>17} "
+            f"{row['gbps']:7.3f} {lost:6.1%}  {ratio:>12}"
         )
-    return [*text, "received rates, medians of rounds in one guest, a process at each end"]
+    return [*text, "received rates, medians of rounds in a guest, a process at each end"]

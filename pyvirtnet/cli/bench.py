@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import Error
 from ..negotiate import SUPPORTED
-from ._bench_report import page, progress, warn_if_busy
+from ._bench_report import page, progress, warn_if_busy, watched
 from ._vm_image import project
 
 FAILED = 1
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _all(parser, options.out or project() / "docs/benchmarks", options.only or list(RUNS))
             return 0
         judge = _judge(options.command)
-        result = judge.run(options)
+        result = watched(lambda: judge.run(options))
     except Error as error:
         print(f"tools/bench: {error}", file=sys.stderr)
         return FAILED
@@ -85,7 +85,8 @@ def _all(parser: argparse.ArgumentParser, folder: Path, names: Sequence[str]) ->
     for name in names:
         words = [*RUNS[name], *(["--out", str(folder)] if name == "sweep" else [])]
         progress(f"tools/bench {' '.join(words)}")
-        result = _judge(words[0]).run(parser.parse_args(words))
+        judge, given = _judge(words[0]), parser.parse_args(words)
+        result = watched(lambda judge=judge, given=given: judge.run(given))  # type: ignore[misc]
         (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     write_page(folder)
     progress(f"written: {folder}/README.md")
