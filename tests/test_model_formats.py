@@ -201,3 +201,17 @@ def test_a_used_descriptor_has_a_length_only_where_something_was_written():
     driver.device.deliver(bytes(60))
     assert driver.tx.read(0)[1:] == (0x5A5A5A5A, 0, 0x8080)
     assert driver.rx.read(0)[1:] == (72, 0, 0x8080 | WRITE)
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, 8])
+def test_a_driver_may_use_a_part_of_the_ring(size):
+    driver = Driver(features=MERGED | PACKED)
+    for ring in (driver.rx, driver.tx):
+        ring.size, ring.free = size, list(range(size))
+    driver.up()
+    for _ in range(5):
+        driver.send(*[bytes(60)] * size)
+        assert driver.device.take() == [bytes(60)] * size
+        driver.device.complete()
+        assert len(driver.tx.reap()) == size
+    driver.device.check()

@@ -6,7 +6,6 @@ import pytest
 from model_driver import (
     BASE,
     BUFFERS,
-    EVENTS,
     FRAME,
     INDIRECT,
     INDIRECTS,
@@ -20,9 +19,7 @@ from model_driver import (
     breaks,
     broken,
 )
-from model_packed_driver import AVAIL, DESC, DISABLE, ENABLE, USED
-
-from pyvirtnet.testing import packed
+from model_packed_driver import AVAIL, DISABLE, USED
 
 STARTS = pytest.mark.parametrize("start_index", [0, 0xFFFF])  # of 8 places: in front, and last
 PLAIN = MERGED | PACKED
@@ -281,20 +278,6 @@ def test_queue_set_up(changes, rule):
     breaks(act, rule, features=PLAIN)
 
 
-@pytest.mark.parametrize("size", [1, 5, 7, 8])
-def test_a_driver_may_use_a_part_of_the_ring(size):
-    driver = Driver(features=PLAIN)
-    for ring in (driver.rx, driver.tx):
-        ring.size, ring.free = size, list(range(size))
-    driver.up()
-    for _ in range(5):
-        driver.send(*[FRAME] * size)
-        assert driver.device.take() == [FRAME] * size
-        driver.device.complete()
-        assert len(driver.tx.reap()) == size
-    driver.device.check()
-
-
 @pytest.mark.parametrize("place", [0, 3, 7])
 @pytest.mark.parametrize("flags", [USED, AVAIL | USED, WRITE])
 def test_the_ring_starts_zeroed(place, flags):
@@ -303,85 +286,3 @@ def test_the_ring_starts_zeroed(place, flags):
         driver.up()
 
     breaks(act, "the descriptor ring starts zeroed", features=PLAIN)
-
-
-# ---- notifications -----------------------------------------------------------------------------
-
-
-@STARTS
-@pytest.mark.parametrize(
-    ("features", "place", "flags", "rule"),
-    [
-        (PLAIN, 0, DESC, "event flags are at most 1"),
-        (PLAIN, 0, 3, "event flags are at most 1"),
-        (PLAIN, 0, 4, "event flags are at most 1"),
-        (EVENTS | PACKED, 0, 3, "event flags are at most 2"),
-        (EVENTS | PACKED, 0, 0x8000 | DESC, "event flags are at most 2"),
-        (EVENTS | PACKED, 8, DESC, "an event's offset lies in the ring"),
-        (EVENTS | PACKED, 0x8008, DESC, "an event's offset lies in the ring"),
-    ],
-)
-def test_the_drivers_event_suppression(features, place, flags, rule, start_index):
-    def act(driver):
-        driver.up()
-        driver.put(driver.rx.avail, struct.pack("<HH", place, flags))
-        driver.post()
-
-    breaks(act, rule, features=features, start_index=start_index)
-
-
-@STARTS
-def test_interrupts_are_had_and_declined(start_index):
-    driver = Driver(features=PLAIN, start_index=start_index).up()
-    driver.post(3)
-    seen = []
-    for flags in (ENABLE, DISABLE, ENABLE):
-        driver.put(driver.rx.avail, struct.pack("<HH", 0, flags))
-        driver.device.deliver(FRAME)
-        seen.append(driver.device.interrupts[0])
-    assert seen == [1, 1, 2]
-
-
-@pytest.mark.parametrize("ahead", [0, 1, 2, 5, 7, 8, 11, 15])
-@pytest.mark.parametrize("start", range(16))
-def test_an_interrupt_at_the_descriptor_that_was_asked_for(start, ahead):
-    """Wherever the ring stands, and whether the event lies in this lap or in the next."""
-    driver = Driver(features=EVENTS | PACKED, start_index=start).up()
-    driver.rx.event(start + ahead)
-    for sent in range(16):
-        driver.post()
-        driver.device.deliver(FRAME)
-        driver.receive()
-        assert driver.device.interrupts[0] == (sent >= ahead)
-
-
-@STARTS
-def test_an_event_inside_a_chain_counts(start_index):
-    driver = Driver(features=EVENTS | PACKED, start_index=start_index).up()
-    driver.tx.event(start_index + 1)
-    for expected in (1, 1):
-        at = driver.buffer()
-        driver.tx.add((at, 20), (at + 20, 52), flags=0)
-        driver.expose(driver.tx)
-        driver.device.take()
-        driver.device.complete()
-        assert driver.device.interrupts[1] == expected
-
-
-def test_the_first_buffer_of_a_batch_is_marked_last(monkeypatch):
-    """A driver that looks in the middle finds nothing, not the half of a frame (2.8.9)."""
-    driver = Driver(features=PLAIN).up()
-    driver.post(3)
-    places, write = [], packed.U16
-
-    class Recorded:
-        unpack_from = write.unpack_from
-
-        @staticmethod
-        def pack_into(ring, at, value):
-            places.append(at // 16)
-            write.pack_into(ring, at, value)
-
-    monkeypatch.setattr(packed, "U16", Recorded)
-    driver.device.deliver(bytes(2 * PAGE))
-    assert places == [2, 1, 0]
