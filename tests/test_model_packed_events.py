@@ -1,4 +1,4 @@
-"""Events of packed rings: when the device interrupts, and in which order it writes (2.8.9, 2.8.10)."""
+"""Events of packed rings: when the device interrupts, and what it writes first (2.8.9, 2.8.10)."""
 
 import struct
 
