@@ -62,6 +62,18 @@ class Chain:
         """All bytes of the buffer."""
         return b"".join(self.views) if len(self.views) > 1 else bytes(self.views[0])
 
+    def read(self) -> bytes:
+        """All bytes that the device reads."""
+        return b"".join(self.views[: self.readable])
+
+    def answer(self, data: bytes) -> None:
+        """Write `data` from where the device writes on."""
+        start = 0
+        for view in self.views[self.readable :]:
+            part = data[start : start + view.nbytes]
+            view[: len(part)] = part
+            start += len(part)
+
     def scatter(self, data: bytes | memoryview) -> None:
         """Write `data` from the buffer's start on."""
         if len(data) <= self.views[0].nbytes:

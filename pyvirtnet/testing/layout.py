@@ -49,6 +49,8 @@ RING_PACKED = mask("ring_packed")
 IN_ORDER = mask("in_order")
 NOTIFICATION_DATA = mask("notification_data")
 RING_RESET = mask("ring_reset")
+CTRL_VQ, CTRL_VLAN = mask("ctrl_vq"), mask("ctrl_vlan")
+MANY_QUEUES = mask("mq", "rss")
 HOST_TSO4, HOST_TSO6, HOST_ECN = mask("host_tso4"), mask("host_tso6"), mask("host_ecn")
 HOST_UFO, HOST_USO = mask("host_ufo"), mask("host_uso")
 GUEST_SEGMENTS = mask("guest_tso4", "guest_tso6", "guest_ufo", "guest_uso4", "guest_uso6")
@@ -78,7 +80,7 @@ GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 3, 4, 5, 0x
 # struct virtio_net_config, 5.1.4: mac, status, max_virtqueue_pairs, mtu, speed, duplex, then the
 # RSS and hash fields, zero here
 NET_CONFIG = Struct("<6sHHHIBBHII")
-LINK_UP = 1
+LINK_UP, ANNOUNCE = 1, 2
 # Offset of each field past the MAC, and the features one of which must be offered to read it
 CONFIG_FIELDS = (
     (6, 2, mask("status")),

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from .chain import Chain
+from .control import HASH_TYPES, MAX_KEY, MAX_TABLE, ControlUnit
 from .device import examined
 from .header import check_transmitted
-from .layout import LINK_UP, MRG_RXBUF, MTU, NET_CONFIG, mask
+from .layout import ANNOUNCE, CTRL_VLAN, LINK_UP, MRG_RXBUF, MTU, NET_CONFIG, mask
 from .memory import Translate
 from .merge import MERGES, Merge, exactly, spread
 from .queue import Virtqueue, joins
@@ -56,14 +57,31 @@ class NetDevice(NetRules):
             interrupt=interrupt,
         )
         self.mac, self.mtu, self.link, self.fill = mac, mtu, link, fill
+        self.speed: int | None = None
+        self.full_duplex: bool | None = None
+        self.announcing = False
+        self.filtered = 0
         self.merge = MERGES[merge] if isinstance(merge, str) else merge
         self.pairs = len(queue_sizes) // 2
+        self.control = ControlUnit(self.pairs)
         self._rng = random.Random(seed)
         self._write_own_config()
 
+    def reset(self) -> None:
+        super().reset()
+        self.announcing = False
+        moved = self.control.mac is not None
+        self.control.reset()
+        if moved:
+            self._write_own_config()
+
     def set_link(self, up: bool) -> None:
         """Link up or down, with a configuration interrupt."""
-        self.link = up
+        self.change(link=up)
+
+    def change(self, **attributes: object) -> None:
+        """Set link, speed, full_duplex, mtu, mac or announcing, with a configuration interrupt."""
+        vars(self).update(attributes)
         self._write_own_config()
         self.raise_interrupt(None)
 
@@ -103,10 +121,12 @@ class NetDevice(NetRules):
         """
         queue = self._live(2 * pair)
         self.look(queue)
-        plans = list(self._plans(queue, frames, exactly(lengths) if lengths else self.merge))
-        if len(plans) < len(frames):
+        wanted = [frame for frame in frames if self._lets_in(frame)]
+        self.filtered += len(frames) - len(wanted)
+        plans = list(self._plans(queue, wanted, exactly(lengths) if lengths else self.merge))
+        if len(plans) < len(wanted):
             return False
-        steps = [self._write(queue, *step, header) for step in zip(frames, plans, strict=True)]
+        steps = [self._write(queue, *step, header) for step in zip(wanted, plans, strict=True)]
         if batch:
             steps = [[part for step in steps for part in step]]
         for step in steps:
@@ -121,11 +141,13 @@ class NetDevice(NetRules):
         count = 0
         if self.look(queue):
             frames = list(islice(frames, len(queue.ready)))
-            plans = list(self._plans(queue, frames, self.merge))
-            for frame, plan in zip(frames, plans, strict=False):
-                done += self._write(queue, frame, plan, bytes(HEADER - 2))
+            wanted = [at for at, frame in enumerate(frames) if self._lets_in(frame)]
+            plans = list(self._plans(queue, [frames[at] for at in wanted], self.merge))
+            for at, plan in zip(wanted, plans, strict=False):
+                done += self._write(queue, frames[at], plan, bytes(HEADER - 2))
             self._give_back(queue, done)
-            count = len(plans)
+            count = len(frames) if len(plans) == len(wanted) else wanted[len(plans)]
+            self.filtered += count - len(plans)
         return count
 
     def _plans(
@@ -160,6 +182,31 @@ class NetDevice(NetRules):
             start += length
             done.append((chain, length))
         return done
+
+    # Commands
+
+    def look(self, queue: Virtqueue) -> int:
+        super().look(queue)
+        if queue.index == self.control_index:
+            self._serve(queue)
+        return len(queue.ready)
+
+    def _serve(self, queue: Virtqueue) -> None:
+        while queue.ready and not self.control.mute:
+            chain = queue.ready.popleft()
+            before = self.control.mac, self.control.announced
+            answer = self.control.execute(
+                chain.read(), chain.writable, self.accepted, set(self.queues)
+            )
+            if before != (self.control.mac, self.control.announced):
+                self.announcing &= before[1] == self.control.announced
+                self._write_own_config()
+            chain.answer(answer)
+            self._give_back(queue, [(chain, len(answer))])
+
+    def _lets_in(self, frame: bytes) -> bool:
+        mac, by_vlan = self.control.mac or self.mac, bool(self.accepted & CTRL_VLAN)
+        return self.control.filter.passes(frame, mac, by_vlan)
 
     # From the driver
 
@@ -217,8 +264,16 @@ class NetDevice(NetRules):
     # Helpers
 
     def _write_own_config(self) -> None:
-        status = LINK_UP if self.link else 0
         self.config = NET_CONFIG.pack(
-            self.mac, status, self.pairs, self.mtu or 0, 0xFFFFFFFF, 0xFF, 0, 0, 0, 0
+            self.control.mac or self.mac,
+            (LINK_UP if self.link else 0) | (ANNOUNCE if self.announcing else 0),
+            self.pairs,
+            self.mtu or 0,
+            0xFFFFFFFF if self.speed is None else self.speed,
+            0xFF if self.full_duplex is None else int(self.full_duplex),
+            MAX_KEY,
+            MAX_TABLE,
+            HASH_TYPES,
+            0,
         )
         self.config_generation = (self.config_generation + 1) & 0xFF

@@ -6,8 +6,19 @@ import random
 from functools import lru_cache
 
 from .chain import Chain
+from .control import ControlUnit
 from .device import Device, examined
-from .layout import ETHERNET_HEADER, GUEST_SEGMENTS, LARGEST_FRAME, MRG_RXBUF, MTU, NET_HEADER, mask
+from .layout import (
+    CTRL_VQ,
+    ETHERNET_HEADER,
+    GUEST_SEGMENTS,
+    LARGEST_FRAME,
+    MANY_QUEUES,
+    MRG_RXBUF,
+    MTU,
+    NET_HEADER,
+    mask,
+)
 from .queue import Virtqueue
 from .violation import Violation, Where, words
 
@@ -22,6 +33,8 @@ SPOKEN = DEFAULT_FEATURES | mask(
     "mtu", "speed_duplex", "csum", "guest_csum", "guest_tso4", "guest_tso6",
     "guest_ecn", "guest_ufo", "guest_uso4", "guest_uso6", "guest_hdrlen",
     "host_tso4", "host_tso6", "host_ecn", "host_ufo", "host_uso",
+    "ctrl_vq", "ctrl_rx", "ctrl_rx_extra", "ctrl_vlan", "ctrl_mac_addr", "guest_announce", "mq",
+    "rss", "ctrl_guest_offloads", "notf_coal", "vq_notf_coal", "device_stats",
 )  # fmt: skip
 
 
@@ -33,17 +46,39 @@ def _pattern(length: int) -> bytes:
 class NetRules(Device):
     """A device that looks at every buffer with a network device's eyes, and moves none.
 
-    mtu    what the configuration says
-    fill   overwrite every posted receive buffer with a pattern, to see the driver write into it
+    mtu      what the configuration says
+    fill     overwrite every posted receive buffer with a pattern, to see the driver write into it
+    pairs    queue pairs that it has
+    control  what it does by command
     """
 
     mtu: int | None = None
+    pairs = 1
+    control_size = 64
+    control: ControlUnit
     fill = True
     _mtu_limit: int | None = None  # the MTU, if it was negotiated
 
+    @property
+    def control_index(self) -> int | None:
+        """The number of the control queue, as negotiated (5.1.2)."""
+        if not self.accepted & CTRL_VQ:
+            return None
+        return 2 * self.pairs if self.accepted & MANY_QUEUES else 2
+
+    def queue_max_size(self, index: int) -> int:
+        if index == self.control_index:
+            return self.control_size
+        return super().queue_max_size(index)
+
     def admit(self, queue: Virtqueue, chain: Chain) -> None:
         where = where_is(queue, chain)
-        if queue.index % 2:
+        if queue.index == self.control_index:
+            self._admit_command(chain, where)
+        elif queue.index % 2:
+            if self.accepted & MANY_QUEUES and queue.index // 2 >= self.control.pairs:
+                rule = "a transmit queue is used once a command has turned it on"
+                raise Violation(rule, "5.1.6.5.6.1", words(where))
             self._admit_transmit(chain, where)
         else:
             self._admit_receive(chain, where)
@@ -53,6 +88,13 @@ class NetRules(Device):
             raise Violation("transmit buffers are only read by the device", "5.1.6.2", words(where))
         for address, length in chain.spans:
             self._ledger.lend_shared(address, length, where)
+
+    def _admit_command(self, chain: Chain, where: Where) -> None:
+        for at, (address, length) in enumerate(chain.spans):
+            if at < chain.readable:
+                self._ledger.lend_shared(address, length, where)
+            else:
+                self._ledger.lend_exclusive(address, length, where)
 
     def _admit_receive(self, chain: Chain, where: Where) -> None:
         if chain.readable:
@@ -87,14 +129,17 @@ class NetRules(Device):
     def check(self) -> None:
         super().check()
         for index, queue in self.queues.items():
-            for chain in queue.ready if index % 2 == 0 else ():
+            receives = index % 2 == 0 and index != self.control_index
+            for chain in queue.ready if receives else ():
                 self._check_untouched(queue, chain)
 
     def release(self, queue: Virtqueue, chain: Chain) -> None:
         ledger = self._ledger
-        back = ledger.give_back_shared if queue.index % 2 else ledger.give_back_exclusive
-        for address, length in chain.spans:
-            back(address, length)
+        for at, (address, length) in enumerate(chain.spans):
+            if at < chain.readable:
+                ledger.give_back_shared(address, length)
+            else:
+                ledger.give_back_exclusive(address, length)
 
     def _go_live(self) -> None:
         unspoken = self.accepted & ~SPOKEN
