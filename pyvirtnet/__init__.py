@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from .errors import (
     BindFailed,
+    CommandRefused,
     DeviceBroken,
     DeviceBusy,
     DeviceGone,
@@ -23,26 +24,31 @@ from .errors import (
     PortClosed,
     QueueBusy,
 )
-from .spec import Feature
+from .spec import Feature, HashType
 
 if TYPE_CHECKING:
     from ._burst import Frame, RxBurst, TxBurst
     from ._checksums import checksums_ok, fix_checksums
     from ._headers import swap_flows, swap_macs
+    from .control import Coalescing, Event, Rss, RssLimits, Vlans
     from .nic import Link, Mac, Stats
     from .port import Port, open
 
 __all__ = [
     "BindFailed",
+    "Coalescing",
+    "CommandRefused",
     "DeviceBroken",
     "DeviceBusy",
     "DeviceGone",
     "DeviceTimeout",
     "Error",
+    "Event",
     "Feature",
     "FeatureMissing",
     "Frame",
     "GroupNotViable",
+    "HashType",
     "InterfaceInUse",
     "Link",
     "Mac",
@@ -56,9 +62,12 @@ __all__ = [
     "Port",
     "PortClosed",
     "QueueBusy",
+    "Rss",
+    "RssLimits",
     "RxBurst",
     "Stats",
     "TxBurst",
+    "Vlans",
     "checksums_ok",
     "fix_checksums",
     "open",
@@ -73,6 +82,7 @@ _LATER = {
     **dict.fromkeys(("Frame", "RxBurst", "TxBurst"), "._burst"),
     **dict.fromkeys(("checksums_ok", "fix_checksums"), "._checksums"),
     **dict.fromkeys(("swap_flows", "swap_macs"), "._headers"),
+    **dict.fromkeys(("Coalescing", "Event", "Rss", "RssLimits", "Vlans"), ".control"),
     **dict.fromkeys(("Link", "Mac", "Stats"), ".nic"),
     **dict.fromkeys(("Port", "open"), ".port"),
 }

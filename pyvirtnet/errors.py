@@ -67,6 +67,10 @@ class FeatureMissing(Error):
     """The device does not offer a feature that was asked for."""
 
 
+class CommandRefused(Error):
+    """The device said no to a command that it should know."""
+
+
 class DeviceBroken(Error):
     """The device broke the virtio contract; its queue is stopped."""
 

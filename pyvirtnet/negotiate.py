@@ -18,11 +18,42 @@ SUPPORTED = frozenset(
         Feature.MTU,
         Feature.SPEED_DUPLEX,
         Feature.MRG_RXBUF,
+        Feature.CTRL_VQ,
+        Feature.CTRL_RX,
+        Feature.CTRL_RX_EXTRA,
+        Feature.CTRL_VLAN,
+        Feature.CTRL_MAC_ADDR,
+        Feature.GUEST_ANNOUNCE,
+        Feature.MQ,
+        Feature.RSS,
+        Feature.CTRL_GUEST_OFFLOADS,
+        Feature.NOTF_COAL,
+        Feature.VQ_NOTF_COAL,
+        Feature.DEVICE_STATS,
     }
 )
 
-# 5.1.3.1: a feature and those it cannot be accepted without.
-REQUIRES: dict[Feature, frozenset[Feature]] = {}
+# Wanted only where they are asked for: with CTRL_VLAN a device starts to drop tagged frames
+# (5.1.6.5.3), which nobody expects of a port that was just opened.
+ON_REQUEST = frozenset({Feature.CTRL_VLAN})
+
+# 5.1.3.1: a feature and those it cannot be accepted without, or would be of no use.
+_COMMANDS = (
+    Feature.CTRL_RX,
+    Feature.CTRL_RX_EXTRA,
+    Feature.CTRL_VLAN,
+    Feature.CTRL_MAC_ADDR,
+    Feature.GUEST_ANNOUNCE,
+    Feature.MQ,
+    Feature.RSS,
+    Feature.CTRL_GUEST_OFFLOADS,
+    Feature.NOTF_COAL,
+    Feature.VQ_NOTF_COAL,
+    Feature.DEVICE_STATS,
+)
+REQUIRES: dict[Feature, frozenset[Feature]] = {
+    **dict.fromkeys(_COMMANDS, frozenset({Feature.CTRL_VQ})),
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +76,8 @@ def to_bits(features: Iterable[Feature]) -> int:
 
 
 def parse(switches: Iterable[str]) -> frozenset[Feature]:
-    """What is wanted after `switches` such as "-mrg_rxbuf"; a bare name wants it (as it is)."""
-    wanted = set(SUPPORTED)
+    """What is wanted after `switches` such as "-mrg_rxbuf"; a bare name wants it, as "+" does."""
+    wanted = set(SUPPORTED - ON_REQUEST)
     for switch in switches:
         name = (switch[1:] if switch[:1] in ("+", "-") else switch).upper()
         if name not in Feature.__members__:

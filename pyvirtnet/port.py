@@ -22,6 +22,7 @@ from . import dma
 from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
 from ._pages import PagePool, disown_stores
 from ._queue import QueuePair, ring_bytes, ring_parts
+from .control import CONTROL_BYTES, Control, Events, Filters, Tuning
 from .errors import (
     DeviceBroken,
     DeviceGone,
@@ -74,7 +75,7 @@ def open(
         raise
 
 
-class Port:
+class Port(Filters, Tuning, Events):
     """One NIC. Made by `open()`; close it, or use it in a `with` statement."""
 
     def __init__(
@@ -93,6 +94,8 @@ class Port:
         self._next_try = 0.0
         self._care = RLock()  # of what resets the device: reset, close, a look at it
         self._transport = transport
+        self._control = Control(transport.name, transport, self._care)
+        self._seen: dict[str, Any] = {}
         self._ring_size, self._pages = ring_size, pages
         self._wanted = parse(()) if wanted is None else wanted
         self.name = transport.name
@@ -167,11 +170,6 @@ class Port:
         return self._features
 
     @property
-    def mac(self) -> Mac:
-        """The NIC's MAC address; a random local one if the device has none (5.1.5)."""
-        return self._mac
-
-    @property
     def link(self) -> Link:
         """The link as the device says it is now; up if it cannot say (5.1.5).
 
@@ -193,9 +191,10 @@ class Port:
         if Feature.STATUS in self._features.negotiated:
             up = bool(self._config("<H", NetConfig.STATUS) & LINK_UP)
         if Feature.SPEED_DUPLEX in self._features.negotiated:
-            speed = self._config("<I", NetConfig.SPEED)
+            raw = self._transport.read_config(NetConfig.SPEED, 5)  # both of one generation
+            speed, full = struct.unpack("<IB", raw)
             speed = speed if speed <= 0x7FFFFFFF else None
-            duplex = {0: "half", 1: "full"}.get(self._config("<B", NetConfig.DUPLEX))
+            duplex = {0: "half", 1: "full"}.get(full)
         return Link(up, speed, duplex)
 
     @property
@@ -312,6 +311,7 @@ class Port:
             self._negotiate()
             self._set_up_queues()
             self._go_live()
+            self._control.start()
         except Exception:
             with suppress(Error):  # whatever that says, the first error is the one to report
                 device.add_status(Status.FAILED)
@@ -368,6 +368,7 @@ class Port:
         for index, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
             parts = (self._memory.iova + offset + part for part in ring_parts(size))
             self._bells[index] = self._transport.setup_queue(index, QueueAddresses(size, *parts))
+        self._control.set_up(self._features, self._memory)
 
     def _go_live(self) -> None:
         """Step 8. A stage of the status that was reached stays until a reset (2.1.1)."""
@@ -396,13 +397,14 @@ class Port:
         )
 
     def _allocate(self, sizes: Sequence[int]) -> tuple[dma.Region, PagePool]:
-        """One region: both rings, then head slots and pages. It stays while the sizes do."""
+        """One region: rings, head slots, pages, control queue. It stays while the sizes do."""
         pages = self._pages if self._pages is not None else PAGES_PER_ENTRY * sizes[0]
         if pages < 1:
             raise ValueError(f"a port needs at least one page, not {pages}")
         slots = -(-SLOTS_PER_ENTRY * sizes[0] // 64) * 64
         rings = sum(ring_bytes(size) for size in sizes)
-        memory = dma.memory.allocate(rings + PagePool.bytes_needed(pages, slots))
+        pool = PagePool.bytes_needed(pages, slots)
+        memory = dma.memory.allocate(rings + pool + CONTROL_BYTES)
         return memory, PagePool(memory, rings, pages, slots, max(*sizes, 64))
 
     def _queue_size(self, index: int) -> int:
@@ -459,6 +461,7 @@ class Port:
     def _take_down(self, why: Error) -> None:
         """Reset first; only then does what the device held go back to its holders (2.4)."""
         self._down = why
+        self._control.stop(why)
         try:
             self._transport.reset()
         except DeviceGone:
@@ -522,9 +525,11 @@ class Port:
     def _abandon(self) -> None:
         """In a forked child: the device is the parent's; only our copies of files go."""
         self._closed, self._changing, self._care = True, False, RLock()
+        why = "it belongs to the process that this one was forked from"
+        closed = PortClosed(f"{self.name} is closed", why, "open the port again")
+        self._control.abandon(closed)
         for queue in self.queues:
-            why = "it belongs to the process that this one was forked from"
-            queue._abandon(PortClosed(f"{self.name} is closed", why, "open the port again"))
+            queue._abandon(closed)
         self._transport.abandon()
 
 

@@ -1,6 +1,6 @@
 """Virtio's constants, each with its section (VIRTIO 1.3)."""
 
-from enum import IntEnum, IntFlag
+from enum import Enum, IntEnum, IntFlag
 
 PCI_VENDOR = 0x1AF4  # 4.1.2
 PCI_DEVICE_NET = 0x1041  # 4.1.2: 0x1040 + device type 1
@@ -121,6 +121,52 @@ class NetConfig(IntEnum):
     MTU = 10
     SPEED = 12
     DUPLEX = 16
+    RSS_MAX_KEY = 17
+    RSS_MAX_TABLE = 18
+    HASH_TYPES = 20
 
 
-LINK_UP = 1  # 5.1.4: VIRTIO_NET_S_LINK_UP
+LINK_UP, ANNOUNCE = 1, 2  # 5.1.4: VIRTIO_NET_S_
+MAX_PAIRS = 0x8000  # 5.1.4.1
+
+
+class Command(Enum):
+    """Class and command of what is sent through the control virtqueue, 5.1.6.5."""
+
+    PROMISC = (0, 0)
+    ALLMULTI = (0, 1)
+    ALLUNI = (0, 2)
+    NOMULTI = (0, 3)
+    NOUNI = (0, 4)
+    NOBCAST = (0, 5)
+    MAC_TABLE_SET = (1, 0)
+    MAC_ADDR_SET = (1, 1)
+    VLAN_ADD = (2, 0)
+    VLAN_DEL = (2, 1)
+    ANNOUNCE_ACK = (3, 0)
+    VQ_PAIRS_SET = (4, 0)
+    RSS_CONFIG = (4, 1)
+    GUEST_OFFLOADS_SET = (5, 0)
+    NOTF_COAL_TX_SET = (6, 0)
+    NOTF_COAL_RX_SET = (6, 1)
+    NOTF_COAL_VQ_SET = (6, 2)
+    NOTF_COAL_VQ_GET = (6, 3)
+    STATS_QUERY = (8, 0)
+    STATS_GET = (8, 1)
+
+
+ACK_OK, ACK_ERR = 0, 1  # 5.1.6.5
+
+
+class HashType(IntFlag):
+    """What of a packet its hash is taken over, 5.1.6.4.3.2."""
+
+    IPV4 = 1 << 0
+    TCPV4 = 1 << 1
+    UDPV4 = 1 << 2
+    IPV6 = 1 << 3
+    TCPV6 = 1 << 4
+    UDPV6 = 1 << 5
+    IP_EX = 1 << 6
+    TCP_EX = 1 << 7
+    UDP_EX = 1 << 8

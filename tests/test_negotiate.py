@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from pyvirtnet import Feature, FeatureMissing
 from pyvirtnet import negotiate as module
-from pyvirtnet.negotiate import REQUIRES, SUPPORTED, negotiate, parse, to_bits
+from pyvirtnet.negotiate import ON_REQUEST, REQUIRES, SUPPORTED, negotiate, parse, to_bits
 from pyvirtnet.testing import FEATURES
 
 V1 = 1 << Feature.VERSION_1
 ALL = (1 << 64) - 1
+WANTED = SUPPORTED - ON_REQUEST
 some_features = st.frozensets(st.sampled_from(sorted(Feature)))
 
 
@@ -75,20 +76,26 @@ def test_feature_numbers_are_those_of_the_model():
 
 
 def test_no_switches():
-    assert parse(()) == SUPPORTED
+    assert parse(()) == WANTED
 
 
 @pytest.mark.parametrize("name", ["mrg_rxbuf", "MRG_RXBUF", "Mrg_RxBuf"])
 def test_switching_a_feature_off_and_on(name):
-    without = SUPPORTED - {Feature.MRG_RXBUF}
+    without = WANTED - {Feature.MRG_RXBUF}
     assert parse([f"-{name}"]) == without
-    assert parse([name]) == parse([f"+{name}"]) == SUPPORTED
+    assert parse([name]) == parse([f"+{name}"]) == WANTED
     assert parse([f"-{name}", "-mac", "-mac"]) == without - {Feature.MAC}
 
 
 def test_the_last_switch_of_a_feature_counts():
-    assert parse(["-mac", "+mac"]) == SUPPORTED
-    assert parse(["mac", "-mac"]) == SUPPORTED - {Feature.MAC}
+    assert parse(["-mac", "+mac"]) == WANTED
+    assert parse(["mac", "-mac"]) == WANTED - {Feature.MAC}
+
+
+@pytest.mark.parametrize("feature", sorted(ON_REQUEST))
+def test_what_is_wanted_on_request_only(feature):
+    assert parse([feature.name]) == parse([f"+{feature.name}"]) == WANTED | {feature}
+    assert parse([f"-{feature.name}"]) == WANTED
 
 
 @pytest.mark.parametrize(
@@ -118,4 +125,4 @@ def test_a_feature_that_is_not_supported(feature):
     name = feature.name.lower()
     with pytest.raises(FeatureMissing, match=name):
         parse([name])
-    assert parse([f"-{name}"]) == SUPPORTED
+    assert parse([f"-{name}"]) == WANTED

@@ -11,7 +11,7 @@ from nic import frames
 from vfio_fixtures import open_port
 
 from pyvirtnet import Port, errors
-from pyvirtnet.negotiate import SUPPORTED, to_bits
+from pyvirtnet.negotiate import ON_REQUEST, SUPPORTED, to_bits
 from pyvirtnet.spec import Feature
 from pyvirtnet.transport import vfio_pci
 from pyvirtnet.transport.vfio_pci import VfioPciTransport
@@ -139,8 +139,11 @@ def test_any_revision_and_any_subsystem_will_do(sysfs, fake, revision):
 @pytest.mark.rule("BAS-007", "BAS-010", "BAS-012", "BAS-016", "RSV-001", "RSV-003", "RSV-010")
 def test_a_function_that_offers_every_bit(fake):
     fake.features = (1 << 64) - 1
+    fake.queue_sizes, fake.notify_offs = [256] * 4 + [64], [0, 1, 2, 3, 4]
     with Port(VfioPciTransport(BDF, FakeIommu(fake))):
-        assert fake.state("driver_feature") == to_bits(SUPPORTED)
+        assert fake.state("driver_feature") == to_bits(SUPPORTED - ON_REQUEST)
+        enabled = [index for index in range(5) if fake.queue(index).get("queue_enable")]
+        assert enabled == [0, 1, 4]
 
 
 @pytest.mark.rule("BAS-019", "PCI-023")

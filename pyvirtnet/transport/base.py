@@ -44,6 +44,7 @@ class Transport(ABC):
     name: str
     default_ring_size: int | None = None  # where the device leaves the size to us
     reconnects: bool = False  # the device may go away and come back: `revive`
+    no_control_queue: str = ""  # why there can be none
     start_index: int = 0  # where ring indices start; a back end that outlived us has its own
 
     def check(self) -> None:  # noqa: B027

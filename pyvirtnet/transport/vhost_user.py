@@ -21,10 +21,14 @@ from .vhost_table import MAX_REGIONS, MemoryTable
 PROTOCOL_FEATURES = 1 << 30  # VHOST_USER_F_PROTOCOL_FEATURES
 WANTED_PROTOCOL = (Protocol.MQ, Protocol.REPLY_ACK, Protocol.CONFIG, Protocol.STATUS)
 MAX_PAIRS = 0x8000  # 5.1.4.2
+NO_CONTROL = (
+    "a vhost-user back end moves frames and takes no commands: DPDK's virtio-user answers them "
+    "itself, and changes nothing"
+)
 # Features that are read from a configuration space, which needs Protocol.CONFIG, and those that
-# need an IOTLB, which this front end does not serve.
+# need an IOTLB, which this front end does not serve, or a control queue, which no back end does.
 NEED_CONFIG = (Feature.MAC, Feature.STATUS, Feature.MTU, Feature.SPEED_DUPLEX)
-NEVER = (Feature.ACCESS_PLATFORM,)
+NEVER = (Feature.ACCESS_PLATFORM, Feature.CTRL_VQ)
 _EVENTFD = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 
 
@@ -49,6 +53,7 @@ class VhostUserTransport(Transport, dma.Mapper):
 
     default_ring_size = 256
     reconnects = True
+    no_control_queue = NO_CONTROL
 
     def __init__(self, address: str) -> None:
         self._meeting = parse(address)

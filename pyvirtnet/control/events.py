@@ -1,0 +1,95 @@
+"""What a port's device says of itself has changed, and what it asks for: announcements."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import DeviceTimeout
+from ..nic import Link, Mac
+from ..spec import ANNOUNCE, Command, Feature, NetConfig
+from .control import Control
+
+_BROADCAST = b"\xff" * 6
+_RARP = struct.Struct("!HHBBH")
+ANNOUNCE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change of what the device says: of "link", "mtu" or "mac", with the value it has now.
+
+    "announce": the device asks for `port.announce()`, and the value is None.
+    """
+
+    what: Literal["link", "mtu", "mac", "announce"]
+    value: Link | int | Mac | None
+
+
+class Events:
+    """Changes of link, MTU and MAC; announcements."""
+
+    _control: Control
+    _seen: dict[str, Any]
+    mac: Any
+
+    @property
+    def link(self) -> Link:
+        """The port's."""
+        raise NotImplementedError
+
+    @property
+    def mtu(self) -> int:
+        """The port's."""
+        raise NotImplementedError
+
+    def events(self) -> list[Event]:
+        """What has changed since the last call; the first one says how all of it is.
+
+        Reads the device's configuration; raises what `link` raises.
+        """
+        now = self._look_round()
+        changes = [what for what in now if now[what] != self._seen.get(what)]
+        self._seen = now
+        return [
+            Event(what, None if what == "announce" else now[what])  # type: ignore[arg-type]
+            for what in changes
+            if what != "announce" or now[what]
+        ]
+
+    def _look_round(self) -> dict[str, Any]:
+        now = {"link": self.link, "mtu": self.mtu, "mac": self.mac, "announce": False}
+        if self._control.live and self._control.has(Feature.GUEST_ANNOUNCE):
+            now["announce"] = bool(self._control.read_number(NetConfig.STATUS, 2) & ANNOUNCE)
+        return now
+
+    def announce(self, frames: Sequence[bytes] | None = None) -> None:
+        """Tell the network where this NIC is now, then tell the device that it was told.
+
+        frames  what is sent, such as gratuitous ARP; a RARP of `mac`, as hypervisors send, if not
+                given
+        """
+        self._control.require(Command.ANNOUNCE_ACK)
+        waiting = list(frames) if frames is not None else [_rarp(self.mac)]
+        end = time.monotonic() + ANNOUNCE_SECONDS
+        while waiting := waiting[self.send_burst(waiting) :]:
+            if time.monotonic() > end:
+                raise DeviceTimeout(
+                    f"{self._control.name} did not send {len(waiting)} announcements",
+                    f"its transmit ring was full for {ANNOUNCE_SECONDS:g} s",
+                    "try again",
+                )
+        self._control.ask(Command.ANNOUNCE_ACK)
+
+    def send_burst(self, frames: Any) -> int:
+        """The port's."""
+        raise NotImplementedError
+
+
+def _rarp(mac: Mac) -> bytes:
+    """A reverse ARP request for an address, by its owner: switches learn where it is."""
+    body = _RARP.pack(1, 0x0800, 6, 4, 3) + mac + bytes(4) + mac + bytes(4)
+    return (_BROADCAST + mac + b"\x80\x35" + body).ljust(60, b"\0")

@@ -1,0 +1,142 @@
+"""One command at a time through the control virtqueue, whatever its format: bounded and checked."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from struct import Struct
+
+from .._words import ring
+from ..errors import DeviceBroken, DeviceTimeout, QueueBusy
+from ..transport.base import Doorbell, QueueAddresses
+
+ANSWER_SECONDS = 1.0  # that the device has for one command
+MAX_ENTRIES = 64
+ANSWER_AT, COMMAND_AT = 4096, 8192  # behind the ring
+CONTROL_BYTES = 32768
+MAX_COMMAND = CONTROL_BYTES - COMMAND_AT
+MAX_ANSWER = COMMAND_AT - ANSWER_AT
+UNANSWERED = 0xFF
+_LOOK_SECONDS = 0.05  # between looks at the device during a long wait
+
+DESCRIPTOR = Struct("<QIHH")
+DESC_NEXT, DESC_WRITE = 1, 2  # 2.7.5, 2.8.1
+
+
+class ControlQueue(ABC):
+    """A ring that holds one buffer: a command that the device reads, an answer that it writes.
+
+    memory    CONTROL_BYTES that the device sees at `iova`: ring, answer, command
+    check     raises what is wrong with the device, if it is known
+    seconds   how long an answer may take
+    doorbell  set once the device knows the queue
+    """
+
+    doorbell: Doorbell
+    addresses: QueueAddresses
+
+    def __init__(
+        self,
+        name: str,
+        memory: memoryview,
+        iova: int,
+        size: int,
+        *,
+        start: int,
+        event_idx: bool,
+        check: Callable[[], object],
+    ) -> None:
+        self.name, self.size, self.seconds = name, size, ANSWER_SECONDS
+        self._memory, self._iova = memory, iova
+        self._event_idx, self._check = event_idx, check
+        self._busy = False
+        self._broken: DeviceBroken | None = None
+        memory[:ANSWER_AT] = bytes(ANSWER_AT)
+        self._lay_out(start)
+
+    def submit(self, deed: str, command: bytes, room: int) -> bytes:
+        """Send a command; what the device wrote into an answer of up to `room` bytes.
+
+        `deed` says in errors what the command is for. DeviceTimeout: no answer in time; the device
+        may still carry it out. DeviceBroken: the answer cannot be; no more commands then.
+        """
+        if len(command) > MAX_COMMAND or not 0 < room <= MAX_ANSWER:
+            raise ValueError(f"a command of {len(command)} bytes: {MAX_COMMAND} is the most")
+        if self._busy:
+            why = "another command is under way"
+            raise QueueBusy(f"{self.name} cannot {deed}", why, "let it finish first")
+        if self._broken is not None:
+            raise self._broken.copy()
+        self._busy = True
+        try:
+            if self._outstanding:  # given up before: its answer may be there by now
+                self._notify()
+                self._wait(deed, MAX_ANSWER)
+            self._memory[COMMAND_AT : COMMAND_AT + len(command)] = command
+            self._memory[ANSWER_AT : ANSWER_AT + room] = bytes([UNANSWERED]) * room
+            self._expose(len(command), room)
+            self._notify()
+            length = self._wait(deed, room)
+            return bytes(self._memory[ANSWER_AT : ANSWER_AT + length])
+        finally:
+            self._busy = False
+
+    def _notify(self) -> None:
+        if self._publish():
+            ring(self.doorbell)
+
+    def _wait(self, deed: str, room: int) -> int:
+        """Until the command was used; the bytes written for it."""
+        start = time.monotonic()
+        look, pause = start + _LOOK_SECONDS, 0.0
+        while not self._answered(deed):
+            now = time.monotonic()
+            if now >= look:
+                self._check()
+                look = now + _LOOK_SECONDS
+            if now - start > self.seconds:
+                raise DeviceTimeout(
+                    f"{self.name} did not {deed}",
+                    f"it did not answer within {self.seconds:g} s; it may still do it (5.1.6.5)",
+                    "try again; if it stays silent, port.reset()",
+                )
+            time.sleep(pause)
+            pause = min(pause * 2 or 20e-6, 1e-3)
+        length = self._take(deed)
+        if not 0 < length <= room:
+            raise self._lie(deed, f"it wrote {length} bytes into an answer of {room}")
+        return length
+
+    def _lie(self, deed: str, why: str) -> DeviceBroken:
+        self._broken = DeviceBroken(
+            f"{self.name} cannot {deed}",
+            f"{why}; its control queue is stopped",
+            "port.reset() starts it anew; report it to who makes the device",
+        )
+        return self._broken
+
+    @property
+    @abstractmethod
+    def _outstanding(self) -> bool:
+        """The device has a command that it has not answered yet."""
+
+    @abstractmethod
+    def _lay_out(self, start: int) -> None:
+        """An empty ring in zeroed memory."""
+
+    @abstractmethod
+    def _expose(self, command: int, room: int) -> None:
+        """Fill the next two descriptors: a command of so many bytes, room for the answer."""
+
+    @abstractmethod
+    def _publish(self) -> bool:
+        """Show what is exposed to the device; True if it wants a kick. Harmless if repeated."""
+
+    @abstractmethod
+    def _answered(self, deed: str) -> bool:
+        """Whether the device says that it has used the buffer. Raises DeviceBroken."""
+
+    @abstractmethod
+    def _take(self, deed: str) -> int:
+        """Take the used buffer back; the bytes written. Raises DeviceBroken."""
