@@ -6,7 +6,7 @@ from driven import User, comes_back, conserved
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from machines import run_as_test
-from nic import Nic
+from nic import Nic, frame, frames
 
 from pyvirtnet import Frame
 from pyvirtnet.testing import MISDEEDS, HostileDevice
@@ -24,6 +24,7 @@ class Siege(RuleBasedStateMachine):
         mergeable=st.booleans(),
     )
     def open(self, *, ring, start, mergeable):
+        self.ring = ring
         self.features = [] if mergeable else ["-mrg_rxbuf"]
         self.device = HostileDevice(rate=0.0, queue_sizes=(ring, ring), start_index=start)
         self.start()
@@ -55,10 +56,11 @@ class Siege(RuleBasedStateMachine):
             if self.device.tainted or not self.device.live:
                 comes_back(self.user)
             self.go_on(seed, 3)
+            self.user.attempt(lambda: self.nic.port.send_burst([frame(5000, seed)]))
         self.device.misbehave(name, seed)
         if then:
             self.receive(64, keep=bool(seed % 2))
-            self.user.attempt(self.nic.port.reclaim)
+            self.user.attempt(lambda: self.nic.port.send_burst(frames(self.ring)))
 
     # ---- its driver's user
 
