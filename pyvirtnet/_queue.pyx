@@ -5,6 +5,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import os
 import select
@@ -499,7 +500,10 @@ cdef class QueuePair:
 
     cdef int _look_after(self, double seconds) except -1:
         """Look whether the device is there, if the last time was so long ago."""
-        cdef double now = time.monotonic()
+        cdef timespec clock
+        cdef double now
+        clock_gettime(CLOCK_MONOTONIC, &clock)
+        now = clock.tv_sec + 1e-9 * clock.tv_nsec
         if now - self.looked >= seconds:
             self.looked = now
             self.look()
