@@ -1,0 +1,123 @@
+"""A closed loop with a device that gives back what it takes: every frame numbered and verified."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .._burst import TxBurst
+from .._stamp import Checker, in_flight, stamp
+from ..port import Port
+from ..spec import PAGE
+
+HEADER = 12
+MIX = (60,) * 13 + (1514,) * 2 + (9014,)  # frame sizes of the bursts, in turn
+SILENCE = 10.0  # seconds without a frame, while some are on the way: they are lost
+CALLS = 1 << 12  # between two looks at the clock
+PATIENCE = 256  # calls that find nothing, before the device is let run where it lacks a core
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Frames to be sent, and how many buffers of the receive ring they take when they come back."""
+
+    frames: TxBurst
+    buffers: int
+
+
+class Loop:
+    """Sends up to `frames` frames, never more at a time than the receive ring has room for."""
+
+    def __init__(self, port: Port, frames: int, burst: int, sizes: Sequence[int] = MIX) -> None:
+        self.checker = Checker(0)
+        self.sent = self.seen = 0
+        self.silent = False  # what is on the way did not come
+        self._port, self._frames, self._size = port, frames, burst
+        # What is not posted yet, an eighth of the ring, is no room.
+        self._room = port.info()["ring_sizes"][0] * 3 // 4
+        self._bursts = self._allocate(sizes)
+        self._turn = 0
+        self._rest: TxBurst | None = None
+        self._away: deque[tuple[int, int]] = deque()  # (number after the last one, buffers)
+        self._buffers = 0  # of what is away
+
+    def _allocate(self, sizes: Sequence[int]) -> list[Burst]:
+        """So many that one that comes up again has long been received: all sizes, again and again
+        until they fill the ring twice."""
+        bursts: list[Burst] = []
+        while len(bursts) < len(sizes) or sum(each.buffers for each in bursts) <= 2 * self._room:
+            size = sizes[len(bursts) % len(sizes)]
+            frame = -(-(HEADER + size) // PAGE)
+            count = max(1, min(self._size, self._room // frame))
+            bursts.append(Burst(self._port.alloc_burst(count, size), count * frame))
+        return bursts
+
+    @property
+    def done(self) -> bool:
+        """All has been sent and has come back, or what has not come is lost."""
+        return self.silent or (self.sent >= self._frames and self.seen >= self.sent)
+
+    def run(self, seconds: float) -> None:
+        """Frames round and round for about so long, or until all is done."""
+        clock = time.monotonic
+        now = clock()
+        end, heard = now + seconds, now
+        while not self.done and now < end:
+            before = self.seen
+            self._exchange()
+            now = clock()
+            if self.seen != before:
+                heard = now
+            elif now - heard > SILENCE:
+                self.silent = True
+
+    def drain(self) -> None:
+        """No more is sent; what is on the way comes back."""
+        self._frames = self.sent
+        self.run(2 * SILENCE)
+
+    def _exchange(self) -> None:
+        """For a while, or until all is back that was sent."""
+        receive, check, idle = self._port.recv_burst, self.checker.check, 0
+        for _ in range(CALLS):
+            if self.sent < self._frames:
+                self._send()
+            got = receive(64) if idle < PATIENCE else receive(64, timeout=0.1)
+            idle = 0 if len(got) or idle >= PATIENCE else idle + 1
+            if len(got):
+                check(got)
+                self.seen += len(got)
+            elif self.seen == self.sent:
+                return
+
+    def _send(self) -> None:
+        away = self._away
+        while away and away[0][0] <= self.seen:
+            self._buffers -= away.popleft()[1]
+        if self._rest is None:
+            burst = self._bursts[self._turn]
+            if self._buffers + burst.buffers > self._room or in_flight(burst.frames):
+                self._port.reclaim()
+                return
+            self._turn = (self._turn + 1) % len(self._bursts)
+            stamp(burst.frames, self.sent)
+            self._buffers += burst.buffers
+            away.append((self.sent + len(burst.frames), burst.buffers))
+            self._rest = burst.frames
+        taken = self._port.send_burst(self._rest)
+        self.sent += taken
+        self._rest = self._rest[taken:] if taken < len(self._rest) else None
+
+
+def resident() -> int:
+    """KiB of memory that this process occupies, huge pages included."""
+    rows = dict(row.split(":", 1) for row in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(rows[name].split()[0]) for name in ("VmRSS", "HugetlbPages") if name in rows)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))

@@ -1,0 +1,204 @@
+"""tools/soak: numbered frames round and round, a hundred million, and what became of them.
+
+None may be lost, doubled, damaged or overtaken, and nothing may grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyvirtnet
+
+from .._stamp import MIN_STAMPED
+from ..errors import Error
+from ..port import Port
+from ..spec import MAX_FRAME
+from ._bench_report import machine, pinned, warn_if_busy
+from ._bench_testpmd import Testpmd, backend, cores, huge_pages
+from ._soak_loop import MIX, Loop, descriptors, resident
+
+FRAMES = 100_000_000
+SAMPLES = 20  # of the memory, spread over the run
+GROWTH_KIB = 256  # that may be noise of the interpreter's allocator
+SLICE = 0.25  # seconds between two looks at the progress
+LINE_SECONDS = 5.0  # between two lines of it in a file
+WRONG = ("lost", "duplicated", "reordered", "corrupt", "foreign")
+PASSED, FAILED = 0, 1
+
+_DEVICE = "a device that gives back what it takes (a DPDK testpmd of its own, in io mode)"
+_EPILOG = "exit status: 0 passed, 1 failed or an error, 2 wrong usage, 130 Ctrl-C (figures so far)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    warn_if_busy()
+    try:
+        with (
+            _device(options.device) as (address, device, versions),
+            pyvirtnet.open(address) as port,
+        ):
+            result, stopped = soak(port, options.frames, options.burst, options.sizes, Progress())
+            if device is not None:
+                counters = device.stats()
+                result["device"] = {"rx": counters.rx, "tx": counters.tx}
+    except Error as error:
+        print(f"tools/soak: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    result["machine"] = machine(versions)
+    print(json.dumps(result, indent=1) if options.json else "\n".join(lines(result)))
+    if stopped:
+        return 128 + signal.SIGINT
+    return PASSED if result["passed"] else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tools/soak", description=__doc__, epilog=_EPILOG, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--frames", type=_frames, default=FRAMES, metavar="N", help="how many, at least (1e8)")
+    add("--burst", type=_number(1, 256), default=32, metavar="N", help="frames of a call (32)")
+    mix = "frame sizes of the bursts, in turn (a mix of 60, 1514 and 9014)"
+    add("--sizes", type=_sizes, default=MIX, metavar="N,…", help=mix)
+    add("--device", metavar="ADDRESS", help=_DEVICE)
+    add("--json", action="store_true", help="the result as JSON, on stdout")
+    return parser
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return int(text)
+
+    return convert
+
+
+def _frames(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value <= 1e12:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1e12")
+    return int(value)
+
+
+def _sizes(text: str) -> list[int]:
+    return [_number(MIN_STAMPED, MAX_FRAME)(part) for part in text.split(",")]
+
+
+@contextmanager
+def _device(address: str | None) -> Iterator[tuple[str, Testpmd | None, dict[str, str]]]:
+    """Where the loop is closed: an address, and the testpmd behind it if it is ours."""
+    if address is not None:
+        yield address, None, {"device": address}
+        return
+    with ExitStack() as stack:
+        stack.enter_context(huge_pages())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pyvirtnet-soak-")))
+        testpmd = stack.enter_context(backend(folder, 1))
+        stack.enter_context(pinned(cores()[0]))
+        testpmd.command("set fwd io")
+        testpmd.command("start")
+        yield f"vhost-user:{folder / '0'}", testpmd, {"dpdk": testpmd.version}
+
+
+def soak(
+    port: Port, frames: int, burst: int, sizes: Sequence[int], progress: Callable[..., None]
+) -> tuple[dict[str, Any], bool]:
+    """The figures, and whether Ctrl-C ended it early."""
+    loop = Loop(port, frames, burst, sizes)
+    samples: list[int] = []
+    opened = descriptors()
+    begin = time.monotonic()
+    stopped = False
+    try:
+        while not loop.done:
+            loop.run(SLICE)
+            while len(samples) < SAMPLES and loop.seen >= frames * (len(samples) + 1) // SAMPLES:
+                samples.append(resident())
+            progress(loop.seen, frames, time.monotonic() - begin)
+    except KeyboardInterrupt:
+        stopped = True
+    seconds = time.monotonic() - begin
+    loop.drain()
+    port.reclaim()
+    port.recv_burst(1)  # pages that nobody holds any more are posted again
+    samples.append(resident())
+    result = figures(port, loop, samples, descriptors() - opened)
+    result["seconds"] = round(seconds, 2)
+    result["mpps"] = round(loop.seen / seconds / 1e6, 3)
+    result["burst"], result["sizes"] = burst, {n: list(sizes).count(n) for n in sorted({*sizes})}
+    return result, stopped
+
+
+def figures(port: Port, loop: Loop, samples: list[int], opened: int) -> dict[str, Any]:
+    """What became of the frames, and what was left behind."""
+    checker, info = loop.checker, port.info()
+    result: dict[str, Any] = {"frames": loop.sent, "received": checker.received}
+    result |= {"lost": checker.lost(loop.sent)}
+    result |= {name: getattr(checker, name) for name in WRONG[1:]}
+    result["memory_kib"] = {"samples": samples, "growth": samples[-1] - samples[0]}
+    result["descriptors_left"] = opened
+    result["pages_missing"] = info["pages"] - info["free_pages"] - info["posted_pages"]
+    result["counters"] = asdict(port.stats)
+    result["passed"] = (
+        0 < result["frames"] == result["received"] == result["counters"]["rx_frames"]
+        and not any(result[name] for name in WRONG)
+        and result["counters"]["tx_frames"] == result["counters"]["tx_reclaimed"]
+        and result["memory_kib"]["growth"] <= GROWTH_KIB
+        and not result["descriptors_left"]
+        and not result["pages_missing"]
+    )
+    return result
+
+
+class Progress:
+    """A live line on a terminal, a new one now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._said = -LINE_SECONDS
+
+    def __call__(self, seen: int, frames: int, seconds: float) -> None:
+        ends = seen >= frames
+        if not self._terminal and not ends and seconds - self._said < LINE_SECONDS:
+            return
+        self._said = seconds
+        text = f"soak: {100 * min(seen, frames) // frames} %, {seen} frames, "
+        text += f"{seen / seconds / 1e6:.2f} Mpps, {resident() / 1024:.1f} MiB resident"
+        begin, end = ("\r", "\n" if ends else "") if self._terminal else ("", "\n")
+        print(f"{begin}{text}", end=end, file=sys.stderr, flush=True)
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    memory = result["memory_kib"]
+    wrong = ", ".join(f"{result[name]} {name}" for name in WRONG)
+    return [
+        f"{result['frames']} frames sent, {result['received']} came back in {result['seconds']} s: "
+        f"{result['mpps']} Mpps",
+        wrong,
+        "resident KiB: " + " ".join(map(str, memory["samples"])),
+        f"growth {memory['growth']} KiB, {result['descriptors_left']} descriptors left open, "
+        f"{result['pages_missing']} pages missing",
+        "passed" if result["passed"] else "FAILED",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""tools/soak: what passes, what fails, and how it ends; a million frames against DPDK's testpmd."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import pyvirtnet
+from pyvirtnet.cli import _soak_loop, soak
+from pyvirtnet.port import Port
+from pyvirtnet.testing import Loopback
+from pyvirtnet.transport.sim import SimTransport
+
+SOAK = [sys.executable, "-P", "-m", "pyvirtnet.cli.soak"]
+CLEAN = dict.fromkeys(("lost", "duplicated", "reordered", "corrupt", "foreign"), 0)
+
+
+def lacking() -> str:
+    if os.environ.get("CI") == "true":
+        return ""
+    if shutil.which("dpdk-testpmd") is None:
+        return "dpdk-testpmd is not installed (apt-get install dpdk-dev)"
+    if len(os.sched_getaffinity(0)) < 2:
+        return "driver and device need a core each"
+    return ""
+
+
+@pytest.mark.skipif(bool(lacking()), reason=lacking() or "-")
+def test_a_million_frames_of_several_sizes_through_testpmd():
+    done = subprocess.run(
+        [*SOAK, "--frames", "1e6", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["passed"]
+    assert 1_000_000 <= result["frames"] == result["received"]
+    assert CLEAN.items() <= result.items()
+    assert result["device"] == {"rx": result["frames"], "tx": result["frames"]}
+    assert result["counters"]["rx_buffers"] > result["frames"]
+    assert len(result["memory_kib"]["samples"]) == soak.SAMPLES + 1
+    assert result["machine"]["dpdk"].startswith("DPDK")
+
+
+def test_in_words(capsys):
+    assert soak.main(["--device", "sim:loopback", "--frames", "2e3"]) == 0
+    out = capsys.readouterr().out
+    assert " came back in " in out
+    assert "0 lost, 0 duplicated, 0 reordered, 0 corrupt, 0 foreign" in out
+    assert out.endswith("passed\n")
+
+
+class Faulty(Loopback):
+    """Does something to the frame of each burst that it is told to."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        self.count = 0
+
+    def take(self, *arguments: Any, **options: Any) -> list[bytes]:
+        frames = super().take(*arguments, **options)
+        self.count += len(frames)
+        if len(frames) < 2 or self.count < 500 or not self.fault:
+            return frames
+        fault, self.fault = self.fault, ""
+        if fault == "lost":
+            return frames[1:]
+        if fault == "duplicated":
+            return [frames[0], *frames]
+        if fault == "reordered":
+            return [frames[1], frames[0], *frames[2:]]
+        if fault == "corrupt":
+            return [frames[0][:-1] + bytes([frames[0][-1] ^ 1]), *frames[1:]]
+        return [bytes(60), *frames]
+
+
+@pytest.mark.parametrize("fault", list(CLEAN))
+def test_what_becomes_of_one_frame_is_seen(monkeypatch, fault):
+    monkeypatch.setattr(_soak_loop, "SILENCE", 0.05)
+    with Port(SimTransport(Faulty(fault), "sim:faulty")) as port:
+        result, stopped = soak.soak(port, 2000, 8, [60], lambda *_: None)
+    assert not stopped
+    assert not result["passed"]
+    assert result[fault] == 1
+    assert sum(result[name] for name in CLEAN) == 1
+
+
+def test_memory_that_grows_fails(monkeypatch):
+    monkeypatch.setattr(soak, "resident", iter(range(10_000, 10**9, 50)).__next__)
+    with pyvirtnet.open("sim:loopback") as port:
+        result, _ = soak.soak(port, 1000, 8, [60], lambda *_: None)
+    assert (result["memory_kib"]["growth"], result["passed"]) == (50 * soak.SAMPLES, False)
+
+
+def test_a_descriptor_that_stays_open_fails(monkeypatch):
+    monkeypatch.setattr(soak, "descriptors", iter((10, 11)).__next__)
+    with pyvirtnet.open("sim:loopback") as port:
+        result, _ = soak.soak(port, 1000, 8, [60], lambda *_: None)
+    assert (result["descriptors_left"], result["passed"]) == (1, False)
+
+
+def test_a_page_that_is_held_fails():
+    with pyvirtnet.open("sim:loopback") as port:
+        port.send_burst([bytes(3000)])
+        held = port.recv_burst(1)
+        result, _ = soak.soak(port, 1000, 8, [60], lambda *_: None)
+        assert len(held) == 1
+    assert (result["pages_missing"], result["passed"]) == (1, False)
+
+
+def test_ctrl_c_ends_with_the_figures_so_far():
+    command = [*SOAK, "--device", "sim:loopback", "--frames", "1e9", "--json"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "frames" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    result = json.loads(out)
+    assert 0 < result["received"] == result["frames"] < 1e9
+    assert CLEAN.items() <= result.items()
+
+
+@pytest.mark.parametrize(
+    "words", [["--frames", "0"], ["--frames", "x"], ["--burst", "0"], ["--sizes", "60,20"], ["x"]]
+)
+def test_wrong_usage(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        soak.main(words)
+    assert caught.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there(capsys):
+    assert soak.main(["--device", "vhost-user:/nowhere"]) == 1
+    assert "start the back end first" in capsys.readouterr().err
