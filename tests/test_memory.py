@@ -1,12 +1,17 @@
-"""Memory is given back: by a closed port at once, by its bursts when they go."""
+"""Memory is given back: by a closed port at once, by its bursts when they go. None grows."""
 
 import gc
+import subprocess
+import sys
 import threading
 
 import pytest
+from vhost_fixtures import path, start
 
 import pyvirtnet
 from pyvirtnet import dma
+
+__all__ = ["path", "start"]  # fixtures
 
 
 def regions():
@@ -62,3 +67,72 @@ def test_close_wakes_a_thread_that_waits_for_frames():
     port.close()
     waiter.join(5)
     assert ended
+
+
+# ---- of the whole process
+
+LIMIT_KIB = 64 << 10
+GROWTH_KIB = 256
+
+RESIDENT = """
+import sys, pyvirtnet
+from pyvirtnet.cli._soak_loop import resident
+with pyvirtnet.open(sys.argv[1]) as port:
+    received, held = 0, []
+    while received < 3000:  # the whole pool, both ways
+        port.send_burst([bytes(9014)] * 8)
+        burst = port.recv_burst(64)
+        received += len(burst)
+        held = [*held[-20:], burst]
+    assert port.info()["ring_sizes"] == [256, 256]
+    print(resident())
+"""
+
+
+def measured(code: str, *arguments: str) -> list[int]:
+    """What a fresh process prints."""
+    command = [sys.executable, "-P", "-c", code, *arguments]
+    return [int(word) for word in subprocess.check_output(command, text=True, timeout=120).split()]
+
+
+def test_a_process_with_one_port_takes_64_mib_at_most():
+    (kib,) = measured(RESIDENT, "sim:loopback")
+    assert 10 << 10 < kib <= LIMIT_KIB
+
+
+def test_and_over_vhost_user(path, start):
+    start()
+    (kib,) = measured(RESIDENT, f"vhost-user:{path}")
+    assert 10 << 10 < kib <= LIMIT_KIB
+
+
+GROWTH = """
+from pyvirtnet.cli._bench_core_loop import Bed
+from pyvirtnet.cli._soak_loop import descriptors, resident
+
+bed = Bed()
+port = bed.port
+deliver, finish = bed._receive.deliver, bed._transmit.finish
+recv, send = port.recv_burst, port.send_burst
+
+def forward(frames):
+    for _ in range(frames // 64):
+        for size in (60, 1514):
+            deliver(32, size)
+            burst = recv(32)
+            burst.heads, burst.lengths, burst[3].frags, burst[1:]
+            send(burst)
+            finish()
+
+forward(100_000)
+before, held = resident(), descriptors()
+forward(10_000_000)
+assert port.stats.rx_frames == port.stats.tx_frames >= 10_000_000
+print(resident() - before, descriptors() - held)
+"""
+
+
+def test_nothing_grows_over_ten_million_frames():
+    growth, held = measured(GROWTH)
+    assert growth <= GROWTH_KIB
+    assert held == 0
