@@ -4,9 +4,10 @@ import doctest
 
 import pytest
 from driven import User, comes_back, conserved
+from model_driver import Driver
 from nic import Nic, frames
 
-from pyvirtnet.testing import MISDEEDS, HostileDevice, Violation, hostile
+from pyvirtnet.testing import DEFAULT_FEATURES, MISDEEDS, HostileDevice, Violation, hostile, mask
 
 STEPS = 150
 
@@ -100,6 +101,16 @@ def test_what_it_spoilt_is_not_the_drivers_fault():
     device.kick(0)
     assert device.violations == []
     nic.port.close()
+
+
+def test_rings_that_are_not_forged_give_no_occasion():
+    """Packed ones, so far."""
+    features = DEFAULT_FEATURES | mask("ring_packed")
+    device = HostileDevice(rate=0.0, features=features, queue_sizes=(8, 8))
+    driver = Driver(device, features=features).up()
+    for name in ("id_twice", "rewrite_descriptors", "index_out_of_reach"):
+        assert driver.device.misbehave(name) == f"{name}: no occasion"
+    assert not driver.device.tainted
 
 
 def test_misdeeds_are_chosen_by_name():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .layout import MRG_RXBUF
-from .misdeeds import MISDEEDS, RingMisdeeds
+from .misdeeds import MISDEEDS, NoOccasion, RingMisdeeds
 from .register_misdeeds import RegisterMisdeeds
 from .rules import HEADER
 from .violation import Violation
@@ -89,6 +89,8 @@ class HostileDevice(RegisterMisdeeds):
     def _commit(self, deed: Callable[[], str | None]) -> str | None:
         try:
             return deed()
+        except NoOccasion:
+            return None
         except (Violation, LookupError):  # its own books are spoilt
             if not self.tainted:
                 raise

@@ -23,6 +23,10 @@ _F = TypeVar("_F", bound=Callable[..., str | None])
 _G = TypeVar("_G", bound=Callable[..., None])
 
 
+class NoOccasion(Exception):
+    """This misdeed cannot be committed now."""
+
+
 def forgiving(method: _G) -> _G:
     """A call of the driver: what the device itself made wrong is not the driver's violation."""
 
@@ -82,7 +86,7 @@ class RingMisdeeds(NetDevice):
         index = self.rng.choice(sorted(self.queues)) if index is None else index
         queue = self.queues[index]
         if not isinstance(queue, SplitQueue):
-            raise NotImplementedError("only split rings are forged")
+            raise NoOccasion("only split rings are forged")
         self.look(queue)
         self.tainted = True
         return Forge(queue)
