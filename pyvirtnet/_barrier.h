@@ -18,6 +18,33 @@ static inline void vn_publish(uint16_t *index, uint16_t value)
     __atomic_store_n(index, value, __ATOMIC_RELEASE);
 }
 
+/* A packed descriptor: what the device wrote before it marked it used is visible after (2.8.21). */
+static inline uint64_t vn_observe64(const uint64_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+/* Marking a packed descriptor available: all descriptors behind it are visible first (2.8.20.1). */
+static inline void vn_publish64(uint64_t *word, uint64_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+static inline void vn_poke64(uint64_t *word, uint64_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
+static inline uint32_t vn_peek32(const uint32_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+static inline void vn_poke32(uint32_t *word, uint32_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
 /* Between publishing our index and reading the device's wish for kicks, and the other way
  * round for interrupts: store then load, so nothing less than a full fence (2.7.13.4.1). */
 static inline void vn_full_fence(void)
@@ -85,6 +112,13 @@ static inline void vn_mmio_store16(uint64_t address, uint16_t value)
 {
     __atomic_thread_fence(__ATOMIC_RELEASE);
     *(volatile uint16_t *)(uintptr_t)address = value;
+}
+
+/* 4.1.5.2: with NOTIFICATION_DATA it is a 32-bit store. */
+static inline void vn_mmio_store32(uint64_t address, uint32_t value)
+{
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+    *(volatile uint32_t *)(uintptr_t)address = value;
 }
 
 static inline void vn_eventfd_add(int fd)

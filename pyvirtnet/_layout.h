@@ -1,4 +1,4 @@
-/* Wire structures of the split virtqueue and the network header, their sizes asserted. */
+/* Wire structures of the virtqueue formats and the network header, their sizes asserted. */
 #ifndef PYVIRTNET_LAYOUT_H
 #define PYVIRTNET_LAYOUT_H
 
@@ -43,6 +43,23 @@ struct vn_used {
     struct vn_used_elem ring[];
 };
 _Static_assert(offsetof(struct vn_used, ring) == 4, "2.7.8: ring follows flags and idx");
+
+/* 2.8.13: len, id and flags are one word here, because they are read, and written, as one. */
+struct vn_packed_desc {
+    uint64_t addr;
+    uint64_t word;
+};
+_Static_assert(sizeof(struct vn_packed_desc) == 16, "2.8.13: a descriptor has 16 bytes");
+
+enum {
+    VN_PACKED_AVAIL = 1 << 7,
+    VN_PACKED_USED = 1 << 15,
+    VN_PACKED_ID_SHIFT = 32,
+    VN_PACKED_FLAGS_SHIFT = 48
+};
+
+/* 2.8.14: offset and wrap counter in the low half, flags in the high half */
+enum { VN_EVENT_ENABLE = 0, VN_EVENT_DISABLE = 1, VN_EVENT_DESC = 2 };
 
 /* 5.1.6 */
 struct vn_net_hdr {

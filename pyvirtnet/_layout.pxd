@@ -23,6 +23,10 @@ cdef extern from "_layout.h" nogil:
         uint16_t idx
         UsedElem *ring
 
+    ctypedef struct PackedDesc "struct vn_packed_desc":
+        uint64_t addr
+        uint64_t word
+
     ctypedef struct NetHdr "struct vn_net_hdr":
         uint8_t flags
         uint8_t gso_type
@@ -38,3 +42,10 @@ cdef extern from "_layout.h" nogil:
         DESC_INDIRECT "VN_DESC_INDIRECT"
         AVAIL_NO_INTERRUPT "VN_AVAIL_NO_INTERRUPT"
         USED_NO_NOTIFY "VN_USED_NO_NOTIFY"
+        PACKED_AVAIL "VN_PACKED_AVAIL"
+        PACKED_USED "VN_PACKED_USED"
+        PACKED_ID_SHIFT "VN_PACKED_ID_SHIFT"
+        PACKED_FLAGS_SHIFT "VN_PACKED_FLAGS_SHIFT"
+        EVENT_ENABLE "VN_EVENT_ENABLE"
+        EVENT_DISABLE "VN_EVENT_DISABLE"
+        EVENT_DESC "VN_EVENT_DESC"

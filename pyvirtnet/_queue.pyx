@@ -15,6 +15,7 @@ from contextlib import suppress
 from ._barrier cimport enter, hold, leave
 from ._burst cimport Burst, Frame, RxBurst, empty_rx_burst, new_rx_burst
 from ._copy cimport as_bytes, copy_in, pages_for
+from ._packed cimport packed_bytes, packed_device_offset, packed_driver_offset
 from ._pages cimport (
     PagePool,
     Store,
@@ -34,14 +35,18 @@ from ._ring cimport (
     BROKEN_ID,
     BROKEN_INDEX,
     BROKEN_LENGTH,
+    BROKEN_ORDER,
     BROKEN_REPEAT,
     PUT_TAKEN,
+    TABLE_BYTES,
     Bell,
+    RingFormat,
     rx_create,
     rx_destroy,
     rx_pending,
     rx_receive,
     rx_refill,
+    rx_set_interrupts,
     rx_waiting,
     tx_create,
     tx_destroy,
@@ -51,12 +56,7 @@ from ._ring cimport (
     tx_reclaim,
     tx_rewind,
 )
-from ._split cimport (
-    split_bytes,
-    split_device_offset,
-    split_driver_offset,
-    split_set_interrupts,
-)
+from ._split cimport split_bytes, split_device_offset, split_driver_offset
 
 from .errors import DeviceBroken, PortClosed, QueueBusy
 
@@ -73,23 +73,34 @@ _LIES = {
     BROKEN_REPEAT: "it returned buffer {}, which it did not have",
     BROKEN_LENGTH: "it wrote {} bytes into a buffer: less than a header or more than the buffer",
     BROKEN_COUNT: "it announced a frame of {} buffers, not as many as it delivered",
+    BROKEN_ORDER: "it returned buffer {} out of turn, and had promised to keep order (IN_ORDER)",
 }
 
 
-def ring_bytes(uint32_t size):
-    """Bytes of one split virtqueue of `size` descriptors."""
-    return split_bytes(size)
+def ring_bytes(uint32_t size, *, bint packed=False, bint tables=False):
+    """Bytes of a virtqueue of `size` descriptors, with an indirect table for each or without."""
+    return _align(packed_bytes(size) if packed else split_bytes(size)) + _tables(size, tables)
 
 
-def ring_parts(uint32_t size):
+def ring_parts(uint32_t size, *, bint packed=False):
     """Offsets of descriptor table, driver area and device area in a ring's memory."""
+    if packed:
+        return 0, packed_driver_offset(size), packed_device_offset(size)
     return 0, split_driver_offset(size), split_device_offset(size)
+
+
+cdef size_t _align(size_t size):
+    return (size + 127) & ~<size_t>127
+
+
+cdef size_t _tables(uint32_t size, bint tables):
+    return _align(<size_t>size * TABLE_BYTES) if tables else 0
 
 
 cdef object _set_bell(Bell *bell, doorbell):
     """Fill the C doorbell; returns the callable of one that is a call."""
     kind = doorbell.kind
-    bell.value, bell.due = doorbell.value, 0
+    bell.value, bell.due, bell.with_data = doorbell.value, 0, doorbell.with_data
     if kind == "call":
         bell.kind = BELL_CALL
         return doorbell.target
@@ -98,11 +109,12 @@ cdef object _set_bell(Bell *bell, doorbell):
     return None
 
 
-cdef uint8_t *_ring_memory(PagePool pool, size_t offset, uint32_t size) except NULL:
+cdef uint8_t *_ring_memory(PagePool pool, size_t offset, uint32_t size, size_t needed,
+                           bint packed) except NULL:
     """Memory for a ring in front of the pool's slots and pages, in the same region."""
-    if size < 2 or size & (size - 1) or size > 32768:
-        raise ValueError(f"a split ring has a power of two of entries from 2 to 32768, not {size}")
-    if offset % 128 or offset + split_bytes(size) > pool.offset:
+    if not 2 <= size <= 32768 or (size & (size - 1) and not packed):
+        raise ValueError(f"a ring has 2 to 32768 entries, a split one a power of two: not {size}")
+    if offset % 128 or offset + needed > pool.offset:
         raise ValueError(f"there is no room for a ring at offset {offset}")
     return <uint8_t *><size_t>pool.region.address + offset
 
@@ -126,20 +138,28 @@ cdef class QueuePair:
     # Underscored are the calls that only the port may make: they follow what the device does.
 
     def _set_up(self, PagePool pool not None, size_t rx_offset, uint32_t rx_size, size_t tx_offset,
-                uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0):
+                uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0,
+                bint packed=False, bint in_order=False, bint event_idx=False, bint indirect=False):
         """Two empty rings; the pair was stopped, or was never started. Counters go on."""
         cdef uint8_t *rx_memory
         cdef uint8_t *tx_memory
+        cdef RingFormat format
         if self.closed is None or self.nothing is None or pool.region is None:
             raise RuntimeError("a queue pair is stopped, and its pool set up, before it is set up")
-        rx_memory = _ring_memory(pool, rx_offset, rx_size)
-        tx_memory = _ring_memory(pool, tx_offset, tx_size)
+        rx_memory = _ring_memory(pool, rx_offset, rx_size, ring_bytes(rx_size, packed=packed),
+                                 packed)
+        tx_memory = _ring_memory(pool, tx_offset, tx_size,
+                                 ring_bytes(tx_size, packed=packed, tables=indirect), packed)
         if not self._let_go():
             raise self._busy("setting up")
         self.stopped = False
         self.pool = pool
-        rx_create(&self.rx, &pool.pool, rx_size, rx_memory, start, mergeable)
-        tx_create(&self.tx, tx_size, tx_memory, start, max_frame)
+        format.packed, format.in_order = packed, in_order
+        format.event_idx, format.indirect = event_idx, indirect
+        format.ring_bytes = ring_bytes(tx_size, packed=packed)
+        rx_create(&self.rx, &pool.pool, &format, rx_size, rx_memory, start, mergeable)
+        tx_create(&self.tx, &format, tx_size, tx_memory, pool.region.iova + tx_offset, start,
+                  max_frame)
 
     def __dealloc__(self):
         rx_destroy(&self.rx)
@@ -312,7 +332,7 @@ cdef class QueuePair:
             poller.register(self.irq_fd, select.POLLIN)
         try:
             while True:
-                split_set_interrupts(&self.rx.vq, True)
+                rx_set_interrupts(&self.rx, True)
                 burst = self._poll(n)  # what came before interrupts were on
                 if burst.count:
                     return burst
@@ -323,7 +343,7 @@ cdef class QueuePair:
                     with suppress(BlockingIOError):  # somebody else was quicker
                         os.eventfd_read(self.irq_fd)
         finally:
-            split_set_interrupts(&self.rx.vq, False)
+            rx_set_interrupts(&self.rx, False)
 
     # ---- transmit --------------------------------------------------------------------------
 
@@ -449,9 +469,9 @@ cdef class QueuePair:
     cdef Py_ssize_t _full(self, Py_ssize_t i, Store *store, uint32_t frame) except -1:
         """Frame `i` found no room: `i` were taken. One that no ring of this size takes raises."""
         cdef uint32_t frags = store.begin[frame + 1] - store.begin[frame] if store.begin else 0
-        if frags > self.tx.vq.mask:
+        if frags + 1 > self.tx.size:  # an indirect table is no way out (2.7.5.3.1)
             raise ValueError(f"frame {i} lies in {frags + 1} pieces; the transmit ring of "
-                             f"{self.name} has {self.tx.vq.mask + 1} entries")
+                             f"{self.name} has {self.tx.size} entries")
         self.tx.stats.full += 1
         return i
 
@@ -512,12 +532,12 @@ cdef class QueuePair:
     cdef int _call_rx(self) except -1:
         if self.rx.bell.due:
             self.rx.bell.due = 0
-            self.rx_call(self.rx.bell.value)
+            self.rx_call(self.rx.bell.due_value)
         return 0
 
     cdef int _call_tx(self) except -1:
         self.tx.bell.due = 0
-        self.tx_call(self.tx.bell.value)
+        self.tx_call(self.tx.bell.due_value)
         return 0
 
     def counters(self):
@@ -542,7 +562,7 @@ cdef class QueuePair:
     @property
     def posted(self) -> int:
         """Receive pages that the device has or may have."""
-        return 0 if self.closed is not None else self.rx.vq.mask + 1 - self.rx.nhungry
+        return 0 if self.closed is not None else self.rx.size - self.rx.nhungry
 
     def _gone(self):
         why = self.closed  # raised as a copy: each has a traceback of its own

@@ -21,14 +21,43 @@ cdef size_t split_bytes(uint32_t size) noexcept nogil:
     return _line_up(split_device_offset(size) + 6 + 8 * <size_t>size)
 
 
-cdef void split_init(SplitVq *vq, uint8_t *memory, uint32_t size, uint16_t start) noexcept nogil:
-    """An empty ring in `memory` (128-byte aligned), both indices at `start`."""
+cdef void split_init(SplitVq *vq, uint8_t *memory, uint32_t size, uint16_t start,
+                     bint event_idx) noexcept nogil:
+    """An empty ring in `memory` (128-byte aligned), both indices at `start`, interrupts off."""
     memset(memory, 0, split_bytes(size))
+    memset(vq, 0, sizeof(SplitVq))
     vq.desc = <Desc *>memory
     vq.avail = <Avail *>(memory + split_driver_offset(size))
     vq.used = <Used *>(memory + split_device_offset(size))
+    vq.view = <const uint64_t *>vq.used.ring
     vq.mask = <uint16_t>(size - 1)
     vq.avail_next = vq.published = vq.used_next = start
-    poke(&vq.avail.flags, AVAIL_NO_INTERRUPT)
+    vq.event_idx = event_idx
     poke(&vq.avail.idx, start)
     poke(&vq.used.idx, start)
+    split_set_interrupts(vq, False)
+
+
+cdef int split_unroll(SplitVq *vq, uint16_t pending, uint32_t full,
+                      uint32_t *culprit) noexcept nogil:
+    """With IN_ORDER: one private entry for each of `pending` buffers; 0 if an id is out of order.
+
+    A batch has one used entry, in its first place, that names its last buffer; those before it
+    count as written in full (2.7.9). Buffers are single descriptors, whose ids go round in order.
+    """
+    cdef uint64_t entry
+    cdef uint32_t id, batch
+    while vq.seen < pending:
+        entry = read_once(&vq.used.ring[<uint16_t>(vq.used_next + vq.seen) & vq.mask])
+        id = <uint32_t>entry
+        batch = ((id - vq.next_id) & vq.mask) + 1
+        if id > vq.mask or batch > <uint32_t>(pending - vq.seen):
+            culprit[0] = id
+            return 0
+        while batch:
+            batch -= 1
+            vq.inbox[<uint16_t>(vq.used_next + vq.seen) & vq.mask] = (
+                entry if batch == 0 else <uint64_t>full << 32 | vq.next_id)
+            vq.next_id = (vq.next_id + 1) & vq.mask
+            vq.seen += 1
+    return 1

@@ -30,6 +30,12 @@ SUPPORTED = frozenset(
         Feature.NOTF_COAL,
         Feature.VQ_NOTF_COAL,
         Feature.DEVICE_STATS,
+        Feature.RING_PACKED,
+        Feature.IN_ORDER,
+        Feature.EVENT_IDX,
+        Feature.INDIRECT_DESC,
+        Feature.ORDER_PLATFORM,
+        Feature.NOTIFICATION_DATA,
     }
 )
 

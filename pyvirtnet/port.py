@@ -101,6 +101,7 @@ class Port(Filters, Tuning, Events):
         self.name = transport.name
         self._queues: list[QueuePair] = []
         self._past: list[QueuePair] = []  # stopped; some wait for a call to end
+        self._format: dict[str, bool] = {}
         self._sizes: list[int] = []  # of the rings that the memory was allocated for
         self._memory: dma.Region | None = None
         self._pool: PagePool | None = None
@@ -226,7 +227,7 @@ class Port(Filters, Tuning, Events):
             "mtu": self._mtu,
             "max_frame": self.max_frame,
             "receive_mode": "mergeable" if mergeable else "small",
-            "ring_format": "split",
+            "ring_format": "packed" if self._format["packed"] else "split",
             "ring_sizes": self._sizes,
             "pages": self._pool.pages if self._pool else 0,
             "free_pages": self._pool.free_pages if self._pool else 0,
@@ -347,12 +348,14 @@ class Port(Filters, Tuning, Events):
 
     def _set_up_queues(self) -> None:
         """Step 7: memory for rings and pages, rings empty, the device told where they are."""
-        sizes = [self._queue_size(index) for index in (0, 1)]
-        if self._memory is None or self._pool is None or sizes != self._sizes:
+        before = self._sizes, self._format
+        self._format = self._ring_format()
+        packed, sizes = self._format["packed"], [self._queue_size(index) for index in (0, 1)]
+        if self._memory is None or self._pool is None or (sizes, self._format) != before:
             self._memory, self._pool = self._allocate(sizes)
         self._pool.clear_headers()
         self._sizes = sizes
-        offsets = (0, ring_bytes(sizes[0]))
+        offsets = (0, ring_bytes(sizes[0], packed=packed))
         if not self._queues:
             self._make_queues()
         self.queues[0]._set_up(
@@ -364,11 +367,21 @@ class Port(Filters, Tuning, Events):
             mergeable=Feature.MRG_RXBUF in self._features.negotiated,
             max_frame=self._max_frame,
             start=self._transport.start_index,
+            **self._format,
         )
         for index, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
-            parts = (self._memory.iova + offset + part for part in ring_parts(size))
+            parts = (self._memory.iova + offset + part for part in ring_parts(size, packed=packed))
             self._bells[index] = self._transport.setup_queue(index, QueueAddresses(size, *parts))
         self._control.set_up(self._features, self._memory)
+
+    def _ring_format(self) -> dict[str, bool]:
+        negotiated = self._features.negotiated
+        return {
+            "packed": Feature.RING_PACKED in negotiated,
+            "in_order": Feature.IN_ORDER in negotiated,
+            "event_idx": Feature.EVENT_IDX in negotiated,
+            "indirect": Feature.INDIRECT_DESC in negotiated,
+        }
 
     def _go_live(self) -> None:
         """Step 8. A stage of the status that was reached stays until a reset (2.1.1)."""
@@ -402,13 +415,19 @@ class Port(Filters, Tuning, Events):
         if pages < 1:
             raise ValueError(f"a port needs at least one page, not {pages}")
         slots = -(-SLOTS_PER_ENTRY * sizes[0] // 64) * 64
-        rings = sum(ring_bytes(size) for size in sizes)
+        packed, tables = self._format["packed"], self._format["indirect"]
+        rings = ring_bytes(sizes[0], packed=packed)
+        rings += ring_bytes(sizes[1], packed=packed, tables=tables)
         pool = PagePool.bytes_needed(pages, slots)
         memory = dma.memory.allocate(rings + pool + CONTROL_BYTES)
         return memory, PagePool(memory, rings, pages, slots, max(*sizes, 64))
 
     def _queue_size(self, index: int) -> int:
-        """The size asked for, else the device's; a power of two that both can have (2.7)."""
+        """The size asked for, else the device's; one that both can have (2.7, 2.8).
+
+        A packed ring has any size, a split one a power of two.
+        """
+        packed = self._format["packed"]
         largest = self._transport.queue_max_size(index)
         if largest == 0:
             raise NotVirtioNet(
@@ -416,7 +435,7 @@ class Port(Filters, Tuning, Events):
                 "every network device has two",
                 "see `tools/bind status` for network devices",
             )
-        if largest & (largest - 1) or largest > MAX_SPLIT_QUEUE:
+        if (largest & (largest - 1) and not packed) or largest > MAX_SPLIT_QUEUE:
             raise DeviceBroken(
                 f"{self.name} cannot be set up",
                 f"its queue {index} has the size {largest}, not a power of two up to 32768 (2.7)",
@@ -432,10 +451,9 @@ class Port(Filters, Tuning, Events):
             return self._transport.default_ring_size or largest
         size = self._ring_size
         shrunk = bool(self._sizes)  # a device that could, and can no more: set-up will say so
-        if size < 2 or size & (size - 1) or (size > largest and not shrunk):
-            raise ValueError(
-                f"ring_size={size}: {self.name} takes powers of two from 2 to {largest}"
-            )
+        if size < 2 or (size & (size - 1) and not packed) or (size > largest and not shrunk):
+            kind = "sizes" if packed else "powers of two"
+            raise ValueError(f"ring_size={size}: {self.name} takes {kind} from 2 to {largest}")
         return size
 
     def _read_mtu(self) -> int:

@@ -13,12 +13,14 @@ from struct import Struct
 
 from pyvirtnet import Port
 from pyvirtnet.negotiate import parse
-from pyvirtnet.testing import NetDevice
+from pyvirtnet.testing import DEFAULT_FEATURES, NetDevice, mask
 from pyvirtnet.transport.sim import SimTransport
 
 HEADER = 12
 HEAD = 128
 PAGE = 4096
+# Rings as they are without options; test_formats.py has the others.
+PLAIN = DEFAULT_FEATURES & ~mask("event_idx", "indirect_desc")
 _NOISE = random.Random(2008).randbytes(1 << 17)
 _USED_ELEMENT = Struct("<II")
 _U16 = Struct("<H")
@@ -50,12 +52,27 @@ class CountedDevice(NetDevice):
         self.kicks[index] += 1
         super().kick(index)
 
+    def notify(self, index: int, data: int) -> None:
+        self.kicks[index] += 1
+        super().notify(index, data)
+
+    def complete(self, count=None, *, order="fifo", **options):
+        """In the order that the test asks for, unless the device promised to keep it."""
+        if self.accepted & mask("in_order"):
+            order = "fifo"
+        return super().complete(count, order=order, **options)
+
 
 class Nic:
-    """A device, the transport that reaches it, and the port that drives it."""
+    """A device, the transport that reaches it, and the port that drives it.
 
-    def __init__(self, device=None, *, ring_size=None, pages=None, features=(), **options):
-        self.device = device or CountedDevice(**options)
+    `offered` are the device's features, `features` the port's switches.
+    """
+
+    def __init__(
+        self, device=None, *, ring_size=None, pages=None, features=(), offered=PLAIN, **options
+    ):
+        self.device = device or CountedDevice(features=offered, **options)
         self.transport = SimTransport(self.device, "sim:test")
         try:
             self.port = Port(

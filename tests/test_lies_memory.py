@@ -5,7 +5,7 @@ from threading import Timer
 
 import pytest
 from driven import User, comes_back
-from nic import HEADER, Liar, Nic, frame, frames
+from nic import HEADER, PLAIN, Liar, Nic, frame, frames
 
 from pyvirtnet import DeviceBroken
 from pyvirtnet.testing import HostileDevice
@@ -15,7 +15,9 @@ NOISE = [bytes(range(256)), b"\xff", b"\x00", b"\x01\x00"]
 
 @pytest.fixture
 def nic(start_index):
-    made = Nic(HostileDevice(rate=0.0, start_index=start_index, queue_sizes=(64, 64)))
+    made = Nic(
+        HostileDevice(features=PLAIN, rate=0.0, start_index=start_index, queue_sizes=(64, 64))
+    )
     yield made
     made.port.close()
 

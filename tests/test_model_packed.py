@@ -135,6 +135,8 @@ EXPOSED = [
 @STARTS
 @pytest.mark.parametrize(("act", "rule"), EXPOSED)
 def test_what_is_exposed(act, rule, start_index):
+    if act is used_bit_too:
+        start_index = 0  # in odd laps a blank place may say so
     breaks(lambda driver: act(driver.up()), rule, features=PLAIN, start_index=start_index)
 
 

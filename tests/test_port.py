@@ -1,7 +1,7 @@
 """A port: opening it, what it says of itself, its errors, its end."""
 
 import pytest
-from nic import Nic, frame, frames
+from nic import PLAIN, Nic, frame, frames
 
 import pyvirtnet
 from pyvirtnet import (
@@ -97,7 +97,11 @@ def faulty(**attributes):
 @pytest.mark.parametrize(
     ("device", "error", "words"),
     [
-        (faulty(refuse=True), FeatureMissing, "asked for access_platform, mac"),
+        (
+            faulty(refuse=True),
+            FeatureMissing,
+            "asked for access_platform, event_idx, indirect_desc, mac",
+        ),
         (faulty(sizes=(0, 256)), NotVirtioNet, "no queue 0"),
         (faulty(sizes=(256, 0)), NotVirtioNet, "no queue 1"),
         (faulty(sizes=(100, 256)), DeviceBroken, "size 100"),
@@ -202,7 +206,7 @@ def test_an_mtu_that_no_page_holds_is_not_accepted_without_mrg_rxbuf(make_nic):
 
 def test_features(make_nic):
     features = make_nic(features=["-mac"]).port.features
-    assert features.offered_bits == DEFAULT_FEATURES
+    assert features.offered_bits == PLAIN
     assert Feature.MAC in features.offered - features.negotiated
     assert features.negotiated == {
         Feature.VERSION_1,

@@ -82,7 +82,7 @@ class Ours:
     port = 0
 
     def __init__(self, socket: Path, options: argparse.Namespace) -> None:
-        features = ["ring_packed"] if options.packed else []
+        features = [] if options.packed else ["-ring_packed"]
         self.nic = pyvirtnet.open(f"vhost-user:{socket}", ring_size=options.ring, features=features)
         burst, nic = options.burst, self.nic
         self._steps = {

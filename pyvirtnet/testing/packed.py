@@ -172,9 +172,11 @@ class PackedQueue(Virtqueue):
         return self._marks_at(position) == self._available(position)
 
     def _check_marks(self, position: int) -> None:
-        """What is not exposed keeps its marks: it may not look available one lap later."""
+        """What is not exposed keeps its marks, or has those of a buffer used one lap before, in
+        place of one withdrawn before it was exposed: it may not look available one lap later."""
         marks = self._marks_at(position)
-        if marks != self._marks[position % self.size]:
+        used_before = 0 if self._wrap(position) else _MARKS
+        if marks not in (self._marks[position % self.size], used_before):
             raise Violation(
                 "AVAIL is the wrap counter and USED its inverse, in ring order",
                 "2.8.1, 2.8.2",

@@ -18,11 +18,15 @@ class Doorbell:
     mmio16   store `value` as 16 bits at address `target` (4.1.5.2)
     eventfd  add one to the eventfd `target`
     call     `target(value)`: for devices that live in this process
+
+    with_data: VIRTIO_F_NOTIFICATION_DATA was negotiated; the upper 16 bits of what is stored (32
+    bits then) or passed say where the driver is in the ring (2.9).
     """
 
     kind: Literal["mmio16", "eventfd", "call"]
     target: int | Callable[[int], None]
     value: int
+    with_data: bool = False
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,13 @@ class SimTransport(Transport, dma.Mapper):
             index, addresses.size, addresses.descriptors, addresses.driver, addresses.device
         )
         device.enable(index)
-        return Doorbell("call", device.kick, index)
+        if not device.accepted & mask("notification_data"):
+            return Doorbell("call", device.kick, index)
+
+        def notify(value: int) -> None:
+            device.notify(value & 0xFFFF, value >> 16)
+
+        return Doorbell("call", notify, index, with_data=True)
 
     def interrupt_fd(self, index: int | None) -> int:
         self._open()

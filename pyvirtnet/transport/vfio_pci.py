@@ -218,17 +218,19 @@ class VfioPciTransport(Transport):
     def _doorbell(self, index: int) -> Doorbell:
         """Where queue_notify_off leads (4.1.4.4), checked to lie inside the capability."""
         notify = self._notify
+        with_data = bool(self._accepted >> Feature.NOTIFICATION_DATA & 1)
+        width = 4 if with_data else 2  # 4.1.5.2
         offset = self._read(CommonCfg.QUEUE_NOTIFY_OFF) * notify.multiplier
-        if offset + 2 > notify.length or (notify.offset + offset) % 2:
+        if offset + width > notify.length or (notify.offset + offset) % width:
             raise self._broken(
                 f"queue {index}'s doorbell at {offset:#x} is not in the {notify.length:#x} bytes "
                 "of its notification structure"
             )
-        address = self._device.address(notify.bar, notify.offset + offset, 2)
+        address = self._device.address(notify.bar, notify.offset + offset, width)
         if address is not None:
-            return Doorbell("mmio16", address, index)
-        ring = partial(self._device.write, notify.bar, notify.offset + offset, 2)
-        return Doorbell("call", ring, index)
+            return Doorbell("mmio16", address, index, with_data)
+        ring = partial(self._device.write, notify.bar, notify.offset + offset, width)
+        return Doorbell("call", ring, index, with_data)
 
     def _config_fields(self, offset: int, length: int) -> bytes:
         """The fields that overlap the range, each read in its own width (4.1.3.1)."""

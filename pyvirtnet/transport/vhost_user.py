@@ -28,7 +28,7 @@ NO_CONTROL = (
 # Features that are read from a configuration space, which needs Protocol.CONFIG, and those that
 # need an IOTLB, which this front end does not serve, or a control queue, which no back end does.
 NEED_CONFIG = (Feature.MAC, Feature.STATUS, Feature.MTU, Feature.SPEED_DUPLEX)
-NEVER = (Feature.ACCESS_PLATFORM, Feature.CTRL_VQ)
+NEVER = (Feature.ACCESS_PLATFORM, Feature.NOTIFICATION_DATA, Feature.CTRL_VQ)
 _EVENTFD = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 
 
@@ -164,6 +164,7 @@ class VhostUserTransport(Transport, dma.Mapper):
         return self._offered & ~PROTOCOL_FEATURES & ~sum(1 << feature for feature in hidden)
 
     def accept_features(self, features: int) -> None:
+        self._packed = bool(features >> Feature.RING_PACKED & 1)
         self._link.tell_u64(Request.SET_FEATURES, features | (self._offered & PROTOCOL_FEATURES))
 
     def read_config(self, offset: int, length: int) -> bytes:
@@ -182,7 +183,11 @@ class VhostUserTransport(Transport, dma.Mapper):
     def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
         link, events = self._link, self._events_of(index)
         link.tell_vring_state(Request.SET_VRING_NUM, index, addresses.size)
-        link.tell_vring_state(Request.SET_VRING_BASE, index, self.start_index)
+        base = self.start_index
+        if self._packed:  # a place, and the wrap counter above it
+            laps, place = divmod(base, addresses.size)
+            base = place | (0 if laps & 1 else 1 << 15)
+        link.tell_vring_state(Request.SET_VRING_BASE, index, base)
         parts = (addresses.descriptors, addresses.device, addresses.driver)
         link.set_vring_addr(index, *(self._table.address(part) for part in parts))
         link.set_vring_fd(Request.SET_VRING_CALL, index, events.call)

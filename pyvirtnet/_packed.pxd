@@ -1,0 +1,124 @@
+"""The packed virtqueue (VIRTIO 1.3, 2.8): one ring of descriptors that both sides write.
+
+Knows neither pages nor frames. What the device marked used is read once, as one word, and not
+believed here: `_ring` checks it against its own shadow state.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from ._barrier cimport full_fence, observe64, peek32, poke32, poke64, publish64
+from ._layout cimport (
+    EVENT_DESC,
+    EVENT_DISABLE,
+    EVENT_ENABLE,
+    PACKED_AVAIL,
+    PACKED_FLAGS_SHIFT,
+    PACKED_ID_SHIFT,
+    PACKED_USED,
+    PackedDesc,
+)
+
+cdef struct PackedVq:
+    PackedDesc *desc        # both sides write
+    uint32_t *driver_event  # our wish for interrupts: driver writes, device reads
+    uint32_t *device_event  # its wish for kicks: device writes: untrusted
+    uint64_t *inbox         # private: used entries by position, id in the low half, length above
+    uint64_t first_word     # of the first unpublished descriptor, with flags that make it available
+    uint16_t size           # any, up to 32768
+    uint16_t first          # position of the first unpublished descriptor
+    uint16_t avail_next     # position of the next descriptor to fill
+    uint16_t avail_flags    # what makes it available: AVAIL in one lap, USED in the next
+    uint16_t used_next      # position of the next descriptor that can become used
+    uint16_t used_flags     # what marks it used: both in one lap, none in the next
+    uint16_t unpublished    # descriptors filled and not shown
+    uint16_t in_flight      # descriptors filled and not consumed
+    uint16_t seen           # entries in the inbox
+    uint16_t next_id        # with IN_ORDER: what the next buffer to enter the inbox is
+    uint8_t event_idx
+    uint8_t in_order
+
+cdef enum:
+    BOTH = PACKED_AVAIL | PACKED_USED
+
+
+cdef inline uint16_t _hidden(uint16_t avail_flags) noexcept nogil:
+    """Flags of a descriptor that is not available in this lap."""
+    return 0 if avail_flags == PACKED_AVAIL else BOTH
+
+
+cdef inline void packed_expose(PackedVq *vq, uint16_t id, uint64_t addr, uint32_t length,
+                               uint16_t flags) noexcept nogil:
+    """Fill the next descriptor. The device sees none of them before the first is published."""
+    cdef PackedDesc *desc = &vq.desc[vq.avail_next]
+    cdef uint64_t word = length | <uint64_t>id << PACKED_ID_SHIFT
+    cdef uint64_t shown = word | <uint64_t>(flags | vq.avail_flags) << PACKED_FLAGS_SHIFT
+    desc.addr = addr
+    if vq.unpublished == 0:
+        vq.first, vq.first_word = vq.avail_next, shown
+        shown = word | <uint64_t>_hidden(vq.avail_flags) << PACKED_FLAGS_SHIFT
+    poke64(&desc.word, shown)
+    vq.unpublished += 1
+    vq.in_flight += 1
+    vq.avail_next += 1
+    if vq.avail_next == vq.size:
+        vq.avail_next = 0
+        vq.avail_flags ^= BOTH
+
+
+cdef inline bint packed_publish(PackedVq *vq) noexcept nogil:
+    """Show all filled descriptors to the device; True if it wants a kick (2.8.20, 2.8.10)."""
+    cdef uint16_t count = vq.unpublished, where
+    cdef uint32_t event
+    publish64(&vq.desc[vq.first].word, vq.first_word)
+    vq.unpublished = 0
+    full_fence()  # the descriptors before its wish: pairs with the device's own, 2.8.20.2
+    event = peek32(vq.device_event)
+    if event >> 16 & 3 != EVENT_DESC or not vq.event_idx:
+        return event >> 16 & 3 != EVENT_DISABLE
+    where = event & 0x7FFF
+    if (event >> 15 & 1) != (vq.avail_flags == PACKED_AVAIL):
+        where -= vq.size  # it means the lap before
+    return <uint16_t>(vq.avail_next - where - 1) < count
+
+
+cdef inline bint packed_is_used(const PackedVq *vq, uint64_t *word) noexcept nogil:
+    """Has the device used the next descriptor? Its word, read once."""
+    word[0] = observe64(&vq.desc[vq.used_next].word)
+    return <uint16_t>(word[0] >> PACKED_FLAGS_SHIFT) & BOTH == vq.used_flags
+
+
+cdef inline uint64_t packed_used(const PackedVq *vq, uint16_t ahead) noexcept nogil:
+    """The entry `ahead` of the next one in the inbox: id in the low half, length above."""
+    cdef uint32_t position = <uint32_t>vq.used_next + ahead
+    return vq.inbox[position - vq.size if position >= vq.size else position]
+
+
+cdef inline void packed_skip(PackedVq *vq, uint16_t count) noexcept nogil:
+    """The next `count` descriptors, of used buffers, are free again."""
+    cdef uint32_t position = <uint32_t>vq.used_next + count
+    vq.in_flight -= count
+    if position >= vq.size:
+        position -= vq.size
+        vq.used_flags ^= BOTH
+    vq.used_next = position
+
+
+cdef inline void packed_consume(PackedVq *vq, uint16_t count) noexcept nogil:
+    """The next `count` entries of the inbox, of one descriptor each, have been dealt with."""
+    vq.seen -= count
+    packed_skip(vq, count)
+
+
+cdef inline void packed_set_interrupts(PackedVq *vq, bint wanted) noexcept nogil:
+    """Ask for used-buffer interrupts or not; after asking, look at the ring again (2.8.21)."""
+    poke32(vq.driver_event, (EVENT_ENABLE if wanted else EVENT_DISABLE) << 16)
+    full_fence()  # what was asked before the descriptors: pairs with the device's own
+
+
+cdef size_t packed_bytes(uint32_t size) noexcept nogil
+cdef size_t packed_driver_offset(uint32_t size) noexcept nogil
+cdef size_t packed_device_offset(uint32_t size) noexcept nogil
+cdef void packed_init(PackedVq *vq, uint8_t *memory, uint32_t size, uint16_t start, bint event_idx,
+                      bint in_order) noexcept nogil
+cdef int packed_scan(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept nogil
+cdef void packed_rewind(PackedVq *vq) noexcept nogil
