@@ -1,4 +1,4 @@
-"""What a guest may ask of its QEMU: cables and NICs pulled and plugged, and to be paused."""
+"""What a guest may ask of its QEMU: NICs pulled, plugged, told to announce; to be paused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import Error
 
 # The guest runs what it is given to run: it may do to its NICs what hands do to a machine's.
-ALLOWED = ("device_add", "device_del", "set_link")
+ALLOWED = ("announce-self", "device_add", "device_del", "set_link")
 _PATIENCE = 30.0  # seconds for an answer of QEMU's
 _MAX_PAUSE = 10.0
 
