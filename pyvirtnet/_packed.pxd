@@ -23,11 +23,11 @@ cdef struct PackedVq:
     uint32_t *driver_event  # our wish for interrupts: driver writes, device reads
     uint32_t *device_event  # its wish for kicks: device writes: untrusted
     uint64_t *inbox         # private: used entries by position, id in the low half, length above
+    uint64_t avail_flags    # makes a word available: AVAIL in one lap, USED in the next
     uint64_t first_word     # of the first unpublished descriptor, with flags that make it available
     uint16_t size           # any, up to 32768
     uint16_t first          # position of the first unpublished descriptor
     uint16_t avail_next     # position of the next descriptor to fill
-    uint16_t avail_flags    # what makes it available: AVAIL in one lap, USED in the next
     uint16_t used_next      # position of the next descriptor that can become used
     uint16_t used_flags     # what marks it used: both in one lap, none in the next
     uint16_t unpublished    # descriptors filled and not shown
@@ -41,28 +41,36 @@ cdef enum:
     BOTH = PACKED_AVAIL | PACKED_USED
 
 
-cdef inline uint16_t _hidden(uint16_t avail_flags) noexcept nogil:
-    """Flags of a descriptor that is not available in this lap."""
-    return 0 if avail_flags == PACKED_AVAIL else BOTH
+cdef inline bint packed_wrap(const PackedVq *vq) noexcept nogil:
+    """The driver's wrap counter."""
+    return <uint16_t>(vq.avail_flags >> PACKED_FLAGS_SHIFT) == PACKED_AVAIL
+
+
+cdef inline uint64_t _hidden(uint64_t avail_flags) noexcept nogil:
+    """Flags of a descriptor that is not available in this lap: as used in the one before."""
+    return (<uint64_t>BOTH << PACKED_FLAGS_SHIFT
+            if avail_flags >> PACKED_FLAGS_SHIFT != PACKED_AVAIL else 0)
 
 
 cdef inline void packed_expose(PackedVq *vq, uint16_t id, uint64_t addr, uint32_t length,
                                uint16_t flags) noexcept nogil:
     """Fill the next descriptor. The device sees none of them before the first is published."""
     cdef PackedDesc *desc = &vq.desc[vq.avail_next]
-    cdef uint64_t word = length | <uint64_t>id << PACKED_ID_SHIFT
-    cdef uint64_t shown = word | <uint64_t>(flags | vq.avail_flags) << PACKED_FLAGS_SHIFT
+    cdef uint64_t word = (length | <uint64_t>id << PACKED_ID_SHIFT
+                          | <uint64_t>flags << PACKED_FLAGS_SHIFT)
     desc.addr = addr
     if vq.unpublished == 0:
-        vq.first, vq.first_word = vq.avail_next, shown
-        shown = word | <uint64_t>_hidden(vq.avail_flags) << PACKED_FLAGS_SHIFT
-    poke64(&desc.word, shown)
+        vq.first, vq.first_word = vq.avail_next, word | vq.avail_flags
+        word |= _hidden(vq.avail_flags)
+    else:
+        word |= vq.avail_flags
+    poke64(&desc.word, word)
     vq.unpublished += 1
     vq.in_flight += 1
     vq.avail_next += 1
     if vq.avail_next == vq.size:
         vq.avail_next = 0
-        vq.avail_flags ^= BOTH
+        vq.avail_flags ^= <uint64_t>BOTH << PACKED_FLAGS_SHIFT
 
 
 cdef inline bint packed_publish(PackedVq *vq) noexcept nogil:
@@ -76,7 +84,7 @@ cdef inline bint packed_publish(PackedVq *vq) noexcept nogil:
     if event >> 16 & 3 != EVENT_DESC or not vq.event_idx:
         return event >> 16 & 3 != EVENT_DISABLE
     where = event & 0x7FFF
-    if (event >> 15 & 1) != (vq.avail_flags == PACKED_AVAIL):
+    if (event >> 15 & 1) != packed_wrap(vq):
         where -= vq.size  # it means the lap before
     return <uint16_t>(vq.avail_next - where - 1) < count
 

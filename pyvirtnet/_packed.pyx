@@ -35,7 +35,8 @@ cdef void packed_init(PackedVq *vq, uint8_t *memory, uint32_t size, uint16_t sta
     vq.device_event = <uint32_t *>(memory + packed_device_offset(size))
     vq.size = size
     vq.avail_next = vq.used_next = start % size
-    vq.avail_flags = PACKED_USED if start // size & 1 else PACKED_AVAIL
+    vq.avail_flags = (
+        <uint64_t>(PACKED_USED if start // size & 1 else PACKED_AVAIL) << PACKED_FLAGS_SHIFT)
     vq.used_flags = 0 if start // size & 1 else BOTH
     vq.event_idx, vq.in_order = event_idx, in_order
     packed_set_interrupts(vq, False)
@@ -44,37 +45,60 @@ cdef void packed_init(PackedVq *vq, uint8_t *memory, uint32_t size, uint16_t sta
 cdef int packed_scan(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept nogil:
     """Collect used descriptors, of buffers of one descriptor each, in the inbox; how many it has.
 
-    With IN_ORDER one of them may stand for a batch that ends with the buffer it names; those
-    before count as written in full (2.8.9). -1 if the id is out of order.
+    -1 if an id is out of order, with IN_ORDER.
     """
-    cdef uint32_t position = <uint32_t>vq.used_next + vq.seen, batch, id
-    cdef uint16_t flags = vq.used_flags, most = vq.in_flight - vq.unpublished
+    cdef uint32_t position = <uint32_t>vq.used_next + vq.seen, size = vq.size
+    cdef uint16_t flags = vq.used_flags
+    cdef uint16_t seen = vq.seen, most = vq.in_flight - vq.unpublished
+    cdef PackedDesc *desc = vq.desc
+    cdef uint64_t *inbox = vq.inbox
     cdef uint64_t word
-    if position >= vq.size:
-        position -= vq.size
+    if vq.in_order:
+        return _scan_in_order(vq, full, culprit)
+    if position >= size:
+        position -= size
         flags ^= BOTH
+    while seen < most:
+        word = observe64(&desc[position].word)
+        if <uint16_t>(word >> PACKED_FLAGS_SHIFT) & BOTH != flags:
+            break
+        inbox[position] = word << 32 | <uint16_t>(word >> PACKED_ID_SHIFT)
+        seen += 1
+        position += 1
+        if position == size:
+            position = 0
+            flags ^= BOTH
+    vq.seen = seen
+    return seen
+
+
+cdef int _scan_in_order(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept nogil:
+    """A used descriptor may stand for a batch that ends with the buffer it names; those before
+    it count as written in full (2.8.9). Ids go round in order."""
+    cdef uint16_t most = vq.in_flight - vq.unpublished
+    cdef uint32_t position, batch, id
+    cdef uint16_t flags
+    cdef uint64_t word
     while vq.seen < most:
+        position, flags = <uint32_t>vq.used_next + vq.seen, vq.used_flags
+        if position >= vq.size:
+            position -= vq.size
+            flags ^= BOTH
         word = observe64(&vq.desc[position].word)
         if <uint16_t>(word >> PACKED_FLAGS_SHIFT) & BOTH != flags:
             break
-        id, batch = <uint16_t>(word >> PACKED_ID_SHIFT), 1
-        if vq.in_order:
-            batch = (id + vq.size - vq.next_id) % vq.size + 1
-            if id >= vq.size or batch > <uint32_t>(most - vq.seen):
-                culprit[0] = id
-                return -1
+        id = <uint16_t>(word >> PACKED_ID_SHIFT)
+        batch = (id + vq.size - vq.next_id) % vq.size + 1
+        if id >= vq.size or batch > <uint32_t>(most - vq.seen):
+            culprit[0] = id
+            return -1
         while batch:
             batch -= 1
-            if batch:
-                vq.inbox[position] = <uint64_t>full << 32 | vq.next_id
-            else:
-                vq.inbox[position] = <uint64_t><uint32_t>word << 32 | id
+            vq.inbox[position] = (word << 32 | id if batch == 0
+                                  else <uint64_t>full << 32 | vq.next_id)
             vq.next_id = vq.next_id + 1 if vq.next_id + 1 < vq.size else 0
+            position = position + 1 if position + 1 < vq.size else 0
             vq.seen += 1
-            position += 1
-            if position == vq.size:
-                position = 0
-                flags ^= BOTH
     return vq.seen
 
 
@@ -83,9 +107,8 @@ cdef void packed_rewind(PackedVq *vq) noexcept nogil:
     while vq.unpublished:
         if vq.avail_next == 0:
             vq.avail_next = vq.size
-            vq.avail_flags ^= BOTH
+            vq.avail_flags ^= <uint64_t>BOTH << PACKED_FLAGS_SHIFT
         vq.avail_next -= 1
         vq.unpublished -= 1
         vq.in_flight -= 1
-        poke64(&vq.desc[vq.avail_next].word,
-               <uint64_t>_hidden(vq.avail_flags) << PACKED_FLAGS_SHIFT)
+        poke64(&vq.desc[vq.avail_next].word, _hidden(vq.avail_flags))

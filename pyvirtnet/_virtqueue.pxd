@@ -8,6 +8,7 @@ from ._packed cimport (
     packed_publish,
     packed_set_interrupts,
     packed_used,
+    packed_wrap,
 )
 from ._split cimport (
     SplitVq,
@@ -76,4 +77,4 @@ cdef inline uint16_t vq_kick_data(const Vq *vq) noexcept nogil:
     if Vq is SplitVq:
         return vq.avail_next
     else:
-        return vq.avail_next | (0x8000 if vq.avail_flags == 0x80 else 0)
+        return vq.avail_next | (0x8000 if packed_wrap(vq) else 0)

@@ -28,6 +28,7 @@ OTHER_COMPILER = 1.25  # by another
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--callgrind", action="store_true", help="count instructions, with valgrind")
+    add("--packed", action="store_true", help="packed rings")
     add("--frames", type=int, default=200_000, metavar="N", help="timed in each case (200000)")
     add("--against", type=Path, metavar="FILE", help="fail if instructions have grown over FILE's")
 
@@ -35,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from ._bench_core_loop import CASES, FRAME_SIZE, RING_SIZE, Bed, nanoseconds
 
-    bed = Bed()
+    bed = Bed(options.packed)
     with bed.port, pinned(min(os.sched_getaffinity(0))):
         times = [nanoseconds(bed, *case, options.frames) for case in CASES]
-    counts = instructions() if options.callgrind or options.against else {}
+    counts = instructions(options.packed) if options.callgrind or options.against else {}
     rows = [
         {"mode": mode, "burst": burst, "ns": round(time, 2)}
         | ({"instructions": counts[mode, burst]} if counts else {})
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result = {
         "frame_size": FRAME_SIZE,
         "ring_size": RING_SIZE,
+        "ring_format": "packed" if options.packed else "split",
         "rows": rows,
         "machine": machine({}),
     }
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def instructions() -> dict[tuple[str, int], float]:
+def instructions(packed: bool) -> dict[tuple[str, int], float]:
     """Instructions a frame inside recv_burst and send_burst, case by case."""
     from ._bench_core_loop import CASES, FRAMES
 
@@ -71,6 +73,7 @@ def instructions() -> dict[tuple[str, int], float]:
         command += ["--collect-atstart=no", f"--dump-before={_MARK}"]
         command += [f"--toggle-collect={_METHODS}"]  # callgrind takes one pattern, not two
         command += [sys.executable, "-P", "-m", f"{__package__}._bench_core_loop"]
+        command += ["packed"] if packed else []
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=600
@@ -113,7 +116,10 @@ def growth(result: dict[str, Any], stored: dict[str, Any]) -> list[str]:
 def lines(result: dict[str, Any]) -> list[str]:
     counted = "instructions" in result["rows"][0]
     title = f"{'mode':>10} {'burst':>6} {'ns/frame':>9}" + counted * f" {'instructions/frame':>19}"
-    text = [f"{result['frame_size']}-byte frames, rings of {result['ring_size']}", title]
+    text = [
+        f"{result['frame_size']}-byte frames, {result['ring_format']} rings of {result['ring_size']}"
+    ]
+    text.append(title)
     for row in result["rows"]:
         line = f"{row['mode']:>10} {row['burst']:6} {row['ns']:9.1f}"
         text.append(line + (f" {row['instructions']:19.1f}" if counted else ""))

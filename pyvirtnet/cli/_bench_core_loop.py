@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from .. import _queue, dma
 from ..port import Port
-from ..testing import NetDevice
-from ..testing._instant import InstantQueue
+from ..testing import DEFAULT_FEATURES, NetDevice, mask
+from ..testing._instant import InstantPackedQueue, InstantQueue
 from ..transport.base import Doorbell, QueueAddresses
 from ..transport.sim import SimTransport
 
@@ -29,9 +29,12 @@ CASES = tuple((mode, burst) for mode in MODES for burst in BURSTS)
 class _Transport(SimTransport):
     """Keeps, of each queue, a device's end that does nothing but answer."""
 
-    def __init__(self) -> None:
-        self.ends: dict[int, InstantQueue] = {}
-        super().__init__(NetDevice(queue_sizes=(RING_SIZE, RING_SIZE), fill=False))
+    def __init__(self, packed: bool) -> None:
+        self.ends: dict[int, InstantQueue | InstantPackedQueue] = {}
+        self._kind = InstantPackedQueue if packed else InstantQueue
+        features = DEFAULT_FEATURES & ~mask("event_idx") | (mask("ring_packed") if packed else 0)
+        sizes = (RING_SIZE, RING_SIZE)
+        super().__init__(NetDevice(features=features, queue_sizes=sizes, fill=False))
 
     def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
         bell = super().setup_queue(index, addresses)  # first: the model wants to see a new ring
@@ -39,15 +42,15 @@ class _Transport(SimTransport):
         (region,) = (r for r in dma.memory.regions() if r.iova <= parts[0] < r.iova + r.size)
         offset = region.address - region.iova
         table, driver, device = (part + offset for part in parts)
-        self.ends[index] = InstantQueue(table, driver, device, addresses.size, offset)
+        self.ends[index] = self._kind(table, driver, device, addresses.size, offset)
         return bell
 
 
 class Bed:
     """One port, and both ends of its rings."""
 
-    def __init__(self) -> None:
-        transport = _Transport()
+    def __init__(self, packed: bool = False) -> None:
+        transport = _Transport(packed)
         self.port = Port(transport)
         self._receive, self._transmit = transport.ends[0], transport.ends[1]
 
@@ -94,7 +97,7 @@ def _duration(step: Step) -> int:
 
 def main() -> int:
     """Every case once, for callgrind: os.getloadavg() parts them, a round of each to warm up."""
-    bed = Bed()
+    bed = Bed("packed" in sys.argv)
     # What comes with time would be counted for whichever call it falls into.
     _queue.BUSY_LOOK_SECONDS = math.inf
     gc.disable()
