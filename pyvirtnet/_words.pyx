@@ -1,8 +1,8 @@
 """16-bit words that a device reads and writes too, and its doorbells, from plain Python."""
 
-from libc.stdint cimport uint8_t, uint16_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from ._barrier cimport eventfd_add, full_fence, mmio_store16, observe, publish
+from ._barrier cimport eventfd_add, full_fence, mmio_store16, mmio_store32, observe, publish
 
 
 cdef int _check(const uint8_t[::1] memory, Py_ssize_t offset) except -1:
@@ -28,12 +28,16 @@ def store(uint8_t[::1] memory not None, Py_ssize_t offset, uint16_t value):
     full_fence()  # pairs with the device's, between its wish for kicks and a look at the index
 
 
-def ring(doorbell):
-    """Notify the device (2.9)."""
-    kind = doorbell.kind
-    if kind == "call":
-        doorbell.target(doorbell.value)
-    elif kind == "eventfd":
+def ring(doorbell, uint16_t position):
+    """Notify the device; with NOTIFICATION_DATA, of where we are in the ring (2.9)."""
+    cdef uint32_t value = doorbell.value
+    if doorbell.with_data:
+        value |= <uint32_t>position << 16
+    if doorbell.kind == "call":
+        doorbell.target(value)
+    elif doorbell.kind == "eventfd":
         eventfd_add(doorbell.target)
+    elif doorbell.with_data:
+        mmio_store32(doorbell.target, value)
     else:
-        mmio_store16(doorbell.target, doorbell.value)
+        mmio_store16(doorbell.target, <uint16_t>value)

@@ -18,6 +18,8 @@ FORMATS = [
     ("ring_packed",),
     ("ring_packed", "event_idx"),
     ("ring_packed", "in_order"),
+    ("notification_data", "event_idx"),
+    ("ring_packed", "notification_data"),
 ]
 SPLIT = [one for one in FORMATS if "ring_packed" not in one]
 ON, OFF = (Command.PROMISC, b"\1"), (Command.PROMISC, b"\0")

@@ -30,6 +30,10 @@ class PackedControlQueue(ControlQueue):
     def _outstanding(self) -> bool:
         return self._next != self._used
 
+    @property
+    def _position(self) -> int:
+        return self._next % self.size | self._wrap(self._next) << 15
+
     def _wrap(self, position: int) -> int:
         return 1 ^ position // self.size & 1
 

@@ -84,7 +84,7 @@ class ControlQueue(ABC):
 
     def _notify(self) -> None:
         if self._publish():
-            ring(self.doorbell)
+            ring(self.doorbell, self._position)
 
     def _wait(self, deed: str, room: int) -> int:
         """Until the command was used; the bytes written for it."""
@@ -120,6 +120,11 @@ class ControlQueue(ABC):
     @abstractmethod
     def _outstanding(self) -> bool:
         """The device has a command that it has not answered yet."""
+
+    @property
+    @abstractmethod
+    def _position(self) -> int:
+        """What is exposed next, as a notification with data says it (2.9)."""
 
     @abstractmethod
     def _lay_out(self, start: int) -> None:

@@ -30,6 +30,10 @@ class SplitControlQueue(ControlQueue):
         return self._next != self._used
 
     @property
+    def _position(self) -> int:
+        return self._next
+
+    @property
     def _head(self) -> int:
         """The first descriptor of the next command."""
         return 2 * self._next % (self.size & ~1)

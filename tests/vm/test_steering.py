@@ -11,7 +11,7 @@ from pyvirtnet.cli import bind
 
 from .monitor import ask
 
-MACHINE = {"ports": 2, "port_opts": "mrg_rxbuf=off,mq=on,rss=on,speed=10000,duplex=full"}
+MACHINE = {"ports": 2, "port_opts": "mrg_rxbuf=off,mq=on,rss=on,speed=10000,duplex=full,packed=on"}
 
 NIC, PEER = "0000:00:04.0", "0000:00:05.0"
 SECONDS = 20
