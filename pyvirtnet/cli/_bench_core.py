@@ -116,10 +116,8 @@ def growth(result: dict[str, Any], stored: dict[str, Any]) -> list[str]:
 def lines(result: dict[str, Any]) -> list[str]:
     counted = "instructions" in result["rows"][0]
     title = f"{'mode':>10} {'burst':>6} {'ns/frame':>9}" + counted * f" {'instructions/frame':>19}"
-    text = [
-        f"{result['frame_size']}-byte frames, {result['ring_format']} rings of {result['ring_size']}"
-    ]
-    text.append(title)
+    rings = f"{result['ring_format']} rings of {result['ring_size']}"
+    text = [f"{result['frame_size']}-byte frames, {rings}", title]
     for row in result["rows"]:
         line = f"{row['mode']:>10} {row['burst']:6} {row['ns']:9.1f}"
         text.append(line + (f" {row['instructions']:19.1f}" if counted else ""))
