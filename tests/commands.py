@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
-from pyvirtnet import dma
+from nic import Nic
+
+from pyvirtnet import Mac, dma
 from pyvirtnet.control import CONTROL_BYTES, Control
 from pyvirtnet.negotiate import Features
 from pyvirtnet.spec import Feature, Status
@@ -21,6 +23,24 @@ COMMANDS = (
 )  # fmt: skip
 ALL = DEFAULT_FEATURES | mask(*COMMANDS)
 RING = 1 << 16
+MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast",
+         "no_broadcast")  # fmt: skip
+OURS, OTHER = Mac(bytes.fromhex("020000000009")), Mac(bytes.fromhex("02000000000a"))
+GROUP = Mac(bytes.fromhex("01005e000001"))
+
+
+def to(mac: bytes, tag: int | None = None) -> bytes:
+    """A frame for an address, with a VLAN tag or without."""
+    tagged = b"" if tag is None else b"\x81\x00" + tag.to_bytes(2, "big")
+    return bytes(mac) + bytes(6) + tagged + b"\x08\x00" + bytes(60)
+
+
+def arrives(nic: Nic, frame: bytes) -> bool:
+    """Whether the device lets a frame in."""
+    assert nic.device.deliver(frame)
+    got = nic.receive()
+    assert got in ([], [frame])
+    return bool(got)
 
 
 class Commander:

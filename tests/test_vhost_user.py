@@ -150,6 +150,19 @@ def test_without_a_configuration_space_nothing_is_offered_that_lies_there(path, 
         assert port.link.up
 
 
+def test_a_back_end_takes_no_commands_though_it_offers_some(path, start):
+    """As DPDK's do, which mean their own front end."""
+    start(Loopback(features=FEATURES | mask("ctrl_vq", "ctrl_rx", "mq", "guest_announce")))
+    with open_port(path) as port:
+        names = {feature.name for feature in port.features.negotiated}
+        assert not names & {"CTRL_VQ", "CTRL_RX", "MQ", "GUEST_ANNOUNCE"}
+        for ask in (lambda: setattr(port, "promiscuous", True), port.announce, port.device_stats):
+            with pytest.raises(pyvirtnet.FeatureMissing, match="takes no commands") as caught:
+                ask()
+            assert "switch" in caught.value.mend
+        round_trip(port, 60)
+
+
 @pytest.mark.rule("BAS-035")
 def test_a_device_that_does_not_keep_features_ok(path, start):
     start(Loopback(features=FEATURES, required=mask("mrg_rxbuf")))

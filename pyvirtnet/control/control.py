@@ -54,12 +54,15 @@ class Setting(NamedTuple):
 class Control:
     """The control queue of one port, over all its resets.
 
-    lock   held by whoever resets the device, and for each command
-    pairs  queue pairs that are set up
+    lock       held by whoever resets the device, and for each command
+    pairs      queue pairs that are set up
+    max_pairs  queue pairs that the device has, where that was negotiated; the control queue is
+               behind them (5.1.2)
     """
 
     def __init__(self, name: str, transport: Transport, lock: RLock) -> None:
-        self.name, self.pairs, self.seconds = name, 1, ANSWER_SECONDS
+        self.name, self.seconds = name, ANSWER_SECONDS
+        self.pairs = self.max_pairs = 1
         self._transport, self._lock = transport, lock
         self._settings: dict[Hashable, Setting] = {}
         self._queue: ControlQueue | None = None
@@ -76,7 +79,8 @@ class Control:
         self._features, self.pairs, self._queue = features, pairs, None
         if Feature.CTRL_VQ not in features.negotiated:
             return
-        index = 2 * self.max_pairs()
+        self.max_pairs = self._read_max_pairs()
+        index = 2 * self.max_pairs
         packed = Feature.RING_PACKED in features.negotiated
         queue = (PackedControlQueue if packed else SplitControlQueue)(
             self.name,
@@ -114,7 +118,9 @@ class Control:
 
     def stop(self, why: Error) -> None:
         """The device is being reset, or is gone: no more commands."""
-        self._down, self._queue = why, None
+        queue, self._down, self._queue = self._queue, why, None
+        if queue is not None:
+            queue.stop(why)
 
     def abandon(self, why: Error) -> None:
         """In a forked child: whoever held the lock is not here."""
@@ -195,8 +201,7 @@ class Control:
     def read_number(self, offset: int, length: int) -> int:
         return int.from_bytes(self.read(offset, length), "little")
 
-    def max_pairs(self) -> int:
-        """Queue pairs that the device has, as far as it was told that we ask (5.1.2)."""
+    def _read_max_pairs(self) -> int:
         if not self._features.negotiated & {Feature.MQ, Feature.RSS}:
             return 1
         raw = self._transport.read_config(NetConfig.MAX_QUEUE_PAIRS, 2)
@@ -212,7 +217,7 @@ class Control:
     def set_pairs(self, pairs: int) -> None:
         """Use so many of the queue pairs that are set up (5.1.6.5.6)."""
         self.require(Command.VQ_PAIRS_SET)
-        most = min(self.pairs, self.max_pairs())
+        most = min(self.pairs, self.max_pairs)
         if not 1 <= pairs <= most:
             raise ValueError(f"queue pairs in use are from 1 to {most}, not {pairs}")
         command = Command.VQ_PAIRS_SET

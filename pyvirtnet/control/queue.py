@@ -8,7 +8,7 @@ from collections.abc import Callable
 from struct import Struct
 
 from .._words import ring
-from ..errors import DeviceBroken, DeviceTimeout, QueueBusy
+from ..errors import DeviceBroken, DeviceTimeout, Error, QueueBusy
 from ..transport.base import Doorbell, QueueAddresses
 
 ANSWER_SECONDS = 1.0  # that the device has for one command
@@ -51,7 +51,7 @@ class ControlQueue(ABC):
         self._memory, self._iova = memory, iova
         self._event_idx, self._check = event_idx, check
         self._busy = False
-        self._broken: DeviceBroken | None = None
+        self._stopped: Error | None = None
         memory[:ANSWER_AT] = bytes(ANSWER_AT)
         self._lay_out(start)
 
@@ -66,8 +66,8 @@ class ControlQueue(ABC):
         if self._busy:
             why = "another command is under way"
             raise QueueBusy(f"{self.name} cannot {deed}", why, "let it finish first")
-        if self._broken is not None:
-            raise self._broken.copy()
+        if self._stopped is not None:
+            raise self._stopped.copy()
         self._busy = True
         try:
             if self._outstanding:  # given up before: its answer may be there by now
@@ -82,6 +82,10 @@ class ControlQueue(ABC):
         finally:
             self._busy = False
 
+    def stop(self, why: Error) -> None:
+        """The device is being reset: a command that is under way ends in `why`."""
+        self._stopped = why
+
     def _notify(self) -> None:
         if self._publish():
             ring(self.doorbell, self._position)
@@ -90,7 +94,9 @@ class ControlQueue(ABC):
         """Until the command was used; the bytes written for it."""
         start = time.monotonic()
         look, pause = start + _LOOK_SECONDS, 0.0
-        while not self._answered(deed):
+        while self._stopped is not None or not self._answered(deed):
+            if self._stopped is not None:  # by a signal handler
+                raise self._stopped.copy()
             now = time.monotonic()
             if now >= look:
                 self._check()
@@ -109,12 +115,12 @@ class ControlQueue(ABC):
         return length
 
     def _lie(self, deed: str, why: str) -> DeviceBroken:
-        self._broken = DeviceBroken(
+        self._stopped = lie = DeviceBroken(
             f"{self.name} cannot {deed}",
             f"{why}; its control queue is stopped",
             "port.reset() starts it anew; report it to who makes the device",
         )
-        return self._broken
+        return lie
 
     @property
     @abstractmethod

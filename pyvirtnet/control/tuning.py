@@ -148,7 +148,7 @@ class Tuning:
             for pair in range(self._control.pairs)
             for at, (side, kind) in enumerate((("rx", statistics.RX), ("tx", statistics.TX)))
         }
-        queues["control"] = (2 * self._control.max_pairs(), statistics.CONTROL)
+        queues["control"] = (2 * self._control.max_pairs, statistics.CONTROL)
         return {
             name: self._stats_of(queue, statistics.types_of(kind, supported))
             for name, (queue, kind) in queues.items()

@@ -43,7 +43,7 @@ def test_the_control_queue_with_multiqueue_features(ports: tuple[Port, Port]) ->
     """It is the queue behind all pairs that the device has."""
     _, rx = ports
     assert {Feature.MQ, Feature.RSS} <= rx.features.negotiated
-    assert rx._control.max_pairs() == 1
+    assert rx._control.max_pairs == 1
     rx._control.set_pairs(1)
     rx.all_multicast = True
 
