@@ -22,8 +22,11 @@ _LEAD = 52  # bytes of the pool in front of its first page
 
 def page_of(nic: Nic, fragment: Any) -> int:
     """The page that a fragment lies in, all of it."""
-    pool = nic.port.queues[0].pool
-    rings = sum(ring_bytes(size) for size in nic.port.info()["ring_sizes"])
+    pool, info = nic.port.queues[0].pool, nic.port.info()
+    packed, tables = info["ring_format"] == "packed", "indirect_desc" in info["features"]
+    receive, transmit = info["ring_sizes"]
+    rings = ring_bytes(receive, packed=packed)
+    rings += ring_bytes(transmit, packed=packed, tables=tables)
     first = pool.region.address + rings + _SLOT * pool.slots + _LEAD
     page, offset = divmod(fragment.ctypes.data - first, _STRIDE)
     assert 0 <= page < pool.pages, "a fragment outside the pool"
