@@ -1,4 +1,4 @@
-"""tools/soak: what passes, what fails, and how it ends; a million frames against DPDK's testpmd."""
+"""tools/soak: what passes, what fails, and how it ends; a million frames through DPDK's testpmd."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 import pyvirtnet
 from pyvirtnet.cli import _soak_loop, soak
+from pyvirtnet.cli._pktgen_traffic import Stop
 from pyvirtnet.port import Port
 from pyvirtnet.testing import Loopback
 from pyvirtnet.transport.sim import SimTransport
@@ -33,14 +34,17 @@ def lacking() -> str:
 
 
 @pytest.mark.skipif(bool(lacking()), reason=lacking() or "-")
-def test_a_million_frames_of_several_sizes_through_testpmd():
+@pytest.mark.parametrize("rings", ["split", "packed"])
+def test_half_a_million_frames_of_several_sizes_through_testpmd(rings):
+    words = ["--without", "ring_packed"] if rings == "split" else []
     done = subprocess.run(
-        [*SOAK, "--frames", "1e6", "--json"], capture_output=True, text=True, check=False
+        [*SOAK, "--frames", "5e5", "--json", *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["passed"]
-    assert 1_000_000 <= result["frames"] == result["received"]
+    assert result["ring_format"] == rings
+    assert 500_000 <= result["frames"] == result["received"]
     assert CLEAN.items() <= result.items()
     assert result["device"] == {"rx": result["frames"], "tx": result["frames"]}
     assert result["counters"]["rx_buffers"] > result["frames"]
@@ -54,6 +58,11 @@ def test_in_words(capsys):
     assert " came back in " in out
     assert "0 lost, 0 duplicated, 0 reordered, 0 corrupt, 0 foreign" in out
     assert out.endswith("passed\n")
+
+
+def soaked(port: Port, frames: int) -> dict[str, Any]:
+    words = ["--frames", str(frames), "--burst", "8", "--sizes", "60"]
+    return soak.soak(port, soak._parser().parse_args(words), Stop(), lambda *_: None)
 
 
 class Faulty(Loopback):
@@ -83,10 +92,9 @@ class Faulty(Loopback):
 
 @pytest.mark.parametrize("fault", list(CLEAN))
 def test_what_becomes_of_one_frame_is_seen(monkeypatch, fault):
-    monkeypatch.setattr(_soak_loop, "SILENCE", 0.05)
+    monkeypatch.setattr(_soak_loop, "SILENCE", 2 * soak.SLICE)
     with Port(SimTransport(Faulty(fault), "sim:faulty")) as port:
-        result, stopped = soak.soak(port, 2000, 8, [60], lambda *_: None)
-    assert not stopped
+        result = soaked(port, 2000)
     assert not result["passed"]
     assert result[fault] == 1
     assert sum(result[name] for name in CLEAN) == 1
@@ -95,14 +103,14 @@ def test_what_becomes_of_one_frame_is_seen(monkeypatch, fault):
 def test_memory_that_grows_fails(monkeypatch):
     monkeypatch.setattr(soak, "resident", iter(range(10_000, 10**9, 50)).__next__)
     with pyvirtnet.open("sim:loopback") as port:
-        result, _ = soak.soak(port, 1000, 8, [60], lambda *_: None)
+        result = soaked(port, 1000)
     assert (result["memory_kib"]["growth"], result["passed"]) == (50 * soak.SAMPLES, False)
 
 
 def test_a_descriptor_that_stays_open_fails(monkeypatch):
     monkeypatch.setattr(soak, "descriptors", iter((10, 11)).__next__)
     with pyvirtnet.open("sim:loopback") as port:
-        result, _ = soak.soak(port, 1000, 8, [60], lambda *_: None)
+        result = soaked(port, 1000)
     assert (result["descriptors_left"], result["passed"]) == (1, False)
 
 
@@ -110,7 +118,7 @@ def test_a_page_that_is_held_fails():
     with pyvirtnet.open("sim:loopback") as port:
         port.send_burst([bytes(3000)])
         held = port.recv_burst(1)
-        result, _ = soak.soak(port, 1000, 8, [60], lambda *_: None)
+        result = soaked(port, 1000)
         assert len(held) == 1
     assert (result["pages_missing"], result["passed"]) == (1, False)
 
@@ -132,7 +140,15 @@ def test_ctrl_c_ends_with_the_figures_so_far():
 
 
 @pytest.mark.parametrize(
-    "words", [["--frames", "0"], ["--frames", "x"], ["--burst", "0"], ["--sizes", "60,20"], ["x"]]
+    "words",
+    [
+        ["--frames", "0"],
+        ["--frames", "x"],
+        ["--burst", "0"],
+        ["--sizes", "60,20"],
+        ["--without", "wings"],
+        ["x"],
+    ],
 )
 def test_wrong_usage(words, capsys):
     with pytest.raises(SystemExit) as caught:

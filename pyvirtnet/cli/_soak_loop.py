@@ -17,7 +17,7 @@ from ..spec import PAGE
 HEADER = 12
 MIX = (60,) * 13 + (1514,) * 2 + (9014,)  # frame sizes of the bursts, in turn
 SILENCE = 10.0  # seconds without a frame, while some are on the way: they are lost
-CALLS = 1 << 12  # between two looks at the clock
+CALLS = 256  # between two looks at the clock
 PATIENCE = 256  # calls that find nothing, before the device is let run where it lacks a core
 
 
@@ -40,7 +40,8 @@ class Loop:
         # What is not posted yet, an eighth of the ring, is no room.
         self._room = port.info()["ring_sizes"][0] * 3 // 4
         self._bursts = self._allocate(sizes)
-        self._turn = 0
+        self._turn = self._idle = 0
+        self._heard = time.monotonic()
         self._rest: TxBurst | None = None
         self._away: deque[tuple[int, int]] = deque()  # (number after the last one, buffers)
         self._buffers = 0  # of what is away
@@ -63,16 +64,15 @@ class Loop:
 
     def run(self, seconds: float) -> None:
         """Frames round and round for about so long, or until all is done."""
-        clock = time.monotonic
-        now = clock()
-        end, heard = now + seconds, now
+        now = time.monotonic()
+        end = now + seconds
         while not self.done and now < end:
             before = self.seen
             self._exchange()
-            now = clock()
-            if self.seen != before:
-                heard = now
-            elif now - heard > SILENCE:
+            now = time.monotonic()
+            if self.seen != before or self.seen == self.sent:
+                self._heard = now
+            elif now - self._heard > SILENCE:
                 self.silent = True
 
     def drain(self) -> None:
@@ -82,16 +82,17 @@ class Loop:
 
     def _exchange(self) -> None:
         """For a while, or until all is back that was sent."""
-        receive, check, idle = self._port.recv_burst, self.checker.check, 0
+        receive, check = self._port.recv_burst, self.checker.check
         for _ in range(CALLS):
             if self.sent < self._frames:
                 self._send()
-            got = receive(64) if idle < PATIENCE else receive(64, timeout=0.1)
-            idle = 0 if len(got) or idle >= PATIENCE else idle + 1
+            self._idle += 1
+            got = receive(64) if self._idle < PATIENCE else receive(64, timeout=0.1)
             if len(got):
+                self._idle = 0
                 check(got)
                 self.seen += len(got)
-            elif self.seen == self.sent:
+            elif self.seen == self.sent or self._idle >= PATIENCE:
                 return
 
     def _send(self) -> None:

@@ -21,10 +21,12 @@ import pyvirtnet
 
 from .._stamp import MIN_STAMPED
 from ..errors import Error
+from ..negotiate import parse
 from ..port import Port
 from ..spec import MAX_FRAME
 from ._bench_report import machine, pinned, warn_if_busy
 from ._bench_testpmd import Testpmd, backend, cores, huge_pages
+from ._pktgen_traffic import Stop
 from ._soak_loop import MIX, Loop, descriptors, resident
 
 FRAMES = 100_000_000
@@ -47,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with (
             _device(options.device) as (address, device, versions),
-            pyvirtnet.open(address) as port,
+            pyvirtnet.open(address, features=options.without) as port,
+            Stop() as stop,
         ):
-            result, stopped = soak(port, options.frames, options.burst, options.sizes, Progress())
+            result = soak(port, options, stop, Progress())
             if device is not None:
                 counters = device.stats()
                 result["device"] = {"rx": counters.rx, "tx": counters.tx}
@@ -60,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     result["machine"] = machine(versions)
     print(json.dumps(result, indent=1) if options.json else "\n".join(lines(result)))
-    if stopped:
-        return 128 + signal.SIGINT
+    if stop.signal:
+        return 128 + stop.signal
     return PASSED if result["passed"] else FAILED
 
 
@@ -74,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--burst", type=_number(1, 256), default=32, metavar="N", help="frames of a call (32)")
     mix = "frame sizes of the bursts, in turn (a mix of 60, 1514 and 9014)"
     add("--sizes", type=_sizes, default=MIX, metavar="N,…", help=mix)
+    without = "features of the device not to be used, such as ring_packed"
+    add("--without", type=_without, default=[], metavar="F,…", help=without)
     add("--device", metavar="ADDRESS", help=_DEVICE)
     add("--json", action="store_true", help="the result as JSON, on stdout")
     return parser
@@ -102,6 +107,15 @@ def _sizes(text: str) -> list[int]:
     return [_number(MIN_STAMPED, MAX_FRAME)(part) for part in text.split(",")]
 
 
+def _without(text: str) -> list[str]:
+    switches = [f"-{name}" for name in text.split(",")]
+    try:
+        parse(switches)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return switches
+
+
 @contextmanager
 def _device(address: str | None) -> Iterator[tuple[str, Testpmd | None, dict[str, str]]]:
     """Where the loop is closed: an address, and the testpmd behind it if it is ours."""
@@ -119,22 +133,19 @@ def _device(address: str | None) -> Iterator[tuple[str, Testpmd | None, dict[str
 
 
 def soak(
-    port: Port, frames: int, burst: int, sizes: Sequence[int], progress: Callable[..., None]
-) -> tuple[dict[str, Any], bool]:
-    """The figures, and whether Ctrl-C ended it early."""
-    loop = Loop(port, frames, burst, sizes)
+    port: Port, options: argparse.Namespace, stop: Stop, progress: Callable[[int, int, float], None]
+) -> dict[str, Any]:
+    """The figures, of what was done until the end or Ctrl-C."""
+    frames, sizes = options.frames, options.sizes
+    loop = Loop(port, frames, options.burst, sizes)
     samples: list[int] = []
     opened = descriptors()
     begin = time.monotonic()
-    stopped = False
-    try:
-        while not loop.done:
-            loop.run(SLICE)
-            while len(samples) < SAMPLES and loop.seen >= frames * (len(samples) + 1) // SAMPLES:
-                samples.append(resident())
-            progress(loop.seen, frames, time.monotonic() - begin)
-    except KeyboardInterrupt:
-        stopped = True
+    while not loop.done and not stop.signal:
+        loop.run(SLICE)
+        while len(samples) < SAMPLES and loop.seen >= frames * (len(samples) + 1) // SAMPLES:
+            samples.append(resident())
+        progress(loop.seen, frames, time.monotonic() - begin)
     seconds = time.monotonic() - begin
     loop.drain()
     port.reclaim()
@@ -143,8 +154,9 @@ def soak(
     result = figures(port, loop, samples, descriptors() - opened)
     result["seconds"] = round(seconds, 2)
     result["mpps"] = round(loop.seen / seconds / 1e6, 3)
-    result["burst"], result["sizes"] = burst, {n: list(sizes).count(n) for n in sorted({*sizes})}
-    return result, stopped
+    result["burst"] = options.burst
+    result["sizes"] = {size: list(sizes).count(size) for size in sorted({*sizes})}
+    return result
 
 
 def figures(port: Port, loop: Loop, samples: list[int], opened: int) -> dict[str, Any]:
@@ -157,6 +169,7 @@ def figures(port: Port, loop: Loop, samples: list[int], opened: int) -> dict[str
     result["descriptors_left"] = opened
     result["pages_missing"] = info["pages"] - info["free_pages"] - info["posted_pages"]
     result["counters"] = asdict(port.stats)
+    result |= {name: info[name] for name in ("ring_format", "ring_sizes", "features")}
     result["passed"] = (
         0 < result["frames"] == result["received"] == result["counters"]["rx_frames"]
         and not any(result[name] for name in WRONG)
@@ -191,7 +204,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     wrong = ", ".join(f"{result[name]} {name}" for name in WRONG)
     return [
         f"{result['frames']} frames sent, {result['received']} came back in {result['seconds']} s: "
-        f"{result['mpps']} Mpps",
+        f"{result['mpps']} Mpps, {result['ring_format']} rings",
         wrong,
         "resident KiB: " + " ".join(map(str, memory["samples"])),
         f"growth {memory['growth']} KiB, {result['descriptors_left']} descriptors left open, "
