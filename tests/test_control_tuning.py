@@ -1,10 +1,11 @@
 """Commands beside filters: RSS, queue pairs, offloads, coalescing, statistics, announcements."""
 
 import pytest
-from commands import ALL
+from commands import ALL, commander
 from nic import frames
 
 from pyvirtnet import Coalescing, CommandRefused, DeviceTimeout, Feature, HashType, Rss
+from pyvirtnet.control import Tuning
 from pyvirtnet.testing import NetDevice
 from pyvirtnet.testing.control import HASH_TYPES
 
@@ -77,10 +78,27 @@ def test_offloads(port, unit):
     assert port.offloads == frozenset()
     port.offloads = []
     assert unit.offloads == 0
-    for wanted in ([Feature.GUEST_TSO4], ["guest_csum"], [Feature.MRG_RXBUF]):
+    for wanted in ([Feature.GUEST_TSO4], ["guest_csum"], [Feature.MRG_RXBUF], ["nonsense"]):
         with pytest.raises(ValueError, match="that were negotiated"):
             port.offloads = wanted
     assert unit.commands == [(5, 0, bytes(8))]
+
+
+def test_offloads_that_were_negotiated():
+    """They start switched on; all those that are to be on are named each time (5.1.6.5.8)."""
+    with commander("guest_csum", "guest_tso4", "guest_uso6") as made:
+        face = Tuning()
+        face._control = made.control
+        every = {Feature.GUEST_CSUM, Feature.GUEST_TSO4, Feature.GUEST_USO6}
+        assert face.offloads == every
+        for wanted in ([], ["guest_csum"], [Feature.GUEST_CSUM, "GUEST_USO6"], every):
+            face.offloads = wanted
+            mask = sum(1 << feature for feature in face.offloads)
+            assert made.device.control.offloads == mask
+            assert len(face.offloads) == len(wanted)
+        assert mask == 1 << 1 | 1 << 7 | 1 << 55
+        with pytest.raises(ValueError, match="not guest_tso6"):
+            face.offloads = ["guest_csum", "guest_tso6"]
 
 
 @pytest.mark.rule("CVQ-037", "CVQ-038", "CVQ-039")

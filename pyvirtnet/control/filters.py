@@ -102,7 +102,8 @@ class Filters:
         """The NIC's MAC address, as the device says it now; a random local one if it has none.
 
         Takes bytes or text: the device then receives frames for the new address. What it said
-        last, while the port is stopped or the device gone.
+        last, while the port is stopped or the device gone. Each look asks the device, which takes
+        as long as hundreds of frames: keep it in a variable where it is needed for each.
         """
         if not self._control.has(Feature.MAC):
             own: Mac = self._control.get(Command.MAC_ADDR_SET, self._mac)

@@ -66,14 +66,14 @@ class Tuning:
 
     @offloads.setter
     def offloads(self, features: Iterable[Feature | str]) -> None:
-        wanted = frozenset(
-            Feature[one.upper()] if isinstance(one, str) else Feature(one) for one in features
-        )
+        names = {one.upper() if isinstance(one, str) else Feature(one).name for one in features}
         command = Command.GUEST_OFFLOADS_SET
         self._control.require(command)
-        if odd := sorted(f for f in wanted if f not in GUEST_OFFLOADS or not self._control.has(f)):
-            names = ", ".join(feature.name.lower() for feature in odd)
-            raise ValueError(f"offloads takes receive offloads that were negotiated, not {names}")
+        possible = {one.name: one for one in GUEST_OFFLOADS if self._control.has(one)}
+        if odd := sorted(names - possible.keys()):
+            text = ", ".join(odd).lower()
+            raise ValueError(f"offloads takes receive offloads that were negotiated, not {text}")
+        wanted = frozenset(possible[name] for name in names)
         mask = sum(1 << feature for feature in wanted)
         self._control.set(command, command, struct.pack("<Q", mask), wanted)
 
