@@ -50,17 +50,17 @@ class FuzzDevice(Transport, dma.Mapper):
         self._fds: dict[int | None, int] = {}
         dma.memory.attach(self)
 
-    def act(self, steps: int) -> None:
-        """So many steps of the device, and an interrupt at times."""
+    def act(self, turns: int) -> None:
+        """So many turns of the device, and an interrupt at times."""
         with self._lock:
-            self.liar.act(steps)
+            self.liar.act(turns)
             if (fd := self._fds.get(0)) is not None and self._random.random() < 0.1:
                 os.eventfd_write(fd, 1)
 
-    def meddle(self, steps: int, pause: int) -> None:
-        """So many steps of the accomplice, with up to `pause` turns of idleness after each."""
+    def meddle(self, turns: int, pause: int) -> None:
+        """So many turns of the accomplice, with up to `pause` moments of idleness after each."""
         with self._aside:
-            self.accomplice.act(steps, pause)
+            self.accomplice.act(turns, pause)
 
     def rest(self) -> None:
         """Answer truly from now on, and do nothing else."""
@@ -130,9 +130,11 @@ class FuzzDevice(Transport, dma.Mapper):
     def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
         rings = (addresses.descriptors, addresses.driver, addresses.device)
         mergeable = bool(self._accepted >> Feature.MRG_RXBUF & 1)
-        with self._liars() as liars:
-            for liar in liars:
-                liar.enable(index, addresses.size, *rings, self.start_index, mergeable)
+        packed = self._accepted >> Feature.RING_PACKED & 1
+        if index < 2 and not packed:  # what else it has offered without having it, stands still
+            with self._liars() as liars:
+                for liar in liars:
+                    liar.enable(index, addresses.size, *rings, self.start_index, mergeable)
         if self._bell == "call":
             return Doorbell("call", self._kicked, index)
         if self._bell == "eventfd":

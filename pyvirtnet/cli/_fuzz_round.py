@@ -21,7 +21,8 @@ from ._fuzz_caller import Caller
 from ._fuzz_device import FuzzDevice
 
 LIES = (0.0, 0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.5)  # chances of a lie a step
-ASIDE = (2000, 2000)  # an accomplice's steps, and idle turns a step, at a time
+TURNS = (0, 1, 2, 4, 8, 32)  # of a device, between two calls
+ASIDE = (2000, 2000)  # an accomplice's turns, and moments of idleness after each, at a time
 
 
 class Finding(Exception):
@@ -87,7 +88,8 @@ class Round:
         before = 0
         for _ in range(count):
             for device in list(self.devices):
-                device.act(self.random.choice((0, 1, 2, 4, 8, 32)))
+                if not device.closed:
+                    device.act(self.random.choice(TURNS))
             caller.call()
             if self.random.random() < forks:
                 fork(caller)

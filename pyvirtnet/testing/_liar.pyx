@@ -98,11 +98,13 @@ cdef inline void _use(Ring *r, uint32_t id, uint32_t length) noexcept nogil:
     r.last = <uint16_t>id
 
 
-cdef void _show(State *s, Ring *r) noexcept nogil:
+cdef uint32_t _show(State *s, Ring *r) noexcept nogil:
+    cdef bint moved = r.shown != r.used
     r.shown = r.used
     (<uint16_t *>r.device)[1] = r.used
     s.delivered += r.fresh
     r.fresh = 0
+    return moved
 
 
 cdef uint8_t *_buffer(State *s, Ring *r, uint16_t id, uint32_t *capacity) noexcept nogil:
@@ -180,22 +182,18 @@ cdef uint32_t _send(State *s, Ring *r) noexcept nogil:
 
 
 cdef uint32_t _serve(State *s) noexcept nogil:
-    """One thing that a good device does."""
+    """What a good device does next; how many steps that were, 0 if there is nothing to do."""
     cdef Ring *r = &s.rings[_below(s, RINGS)]
     cdef uint32_t what = _below(s, 16), steps
     if r.size == 0:
-        return 1
+        return 0
     if what == 0:
         (<uint16_t *>r.device)[0] = _below(s, 2)  # VIRTQ_USED_F_NO_NOTIFY, 2.7.10
         return 1
     if what < 4:
-        _show(s, r)
-        return 1
+        return _show(s, r)
     steps = _deliver(s, r) if r == &s.rings[0] else _send(s, r)
-    if steps == 0:
-        _show(s, r)
-        return 1
-    return steps
+    return steps if steps else _show(s, r)
 
 
 # ---- what no device may do ---------------------------------------------------------------------
@@ -276,25 +274,27 @@ cdef void _meddle(State *s) noexcept nogil:
     """Another num_buffers in a buffer that the driver may be looking at."""
     cdef Ring *r = &s.rings[0]
     cdef uint32_t capacity
-    cdef uint8_t *data = _buffer(s, r, <uint16_t>_below(s, r.size), &capacity)
+    cdef uint8_t *data = NULL
+    if r.size:
+        data = _buffer(s, r, <uint16_t>_below(s, r.size), &capacity)
     if data != NULL:
         (<uint16_t *>(data + 10))[0] = _below(s, 3) if _below(s, 4) else <uint16_t>_random(s)
 
 
-cdef void _lie(State *s) noexcept nogil:
-    """One thing that no device may do."""
+cdef uint32_t _lie(State *s) noexcept nogil:
+    """One thing that no device may do; 0 if there is nothing to do it to."""
     cdef Ring *r = &s.rings[_below(s, RINGS)]
     cdef uint32_t kind = _below(s, 12)
     cdef Piece *piece
     if kind >= 8 and not s.polite:
-        if s.npieces:
-            piece = &s.pieces[_below(s, s.npieces)]
-            _scribble(s, piece.data, piece.size)
+        if s.npieces == 0:
+            return 0
+        piece = &s.pieces[_below(s, s.npieces)]
+        _scribble(s, piece.data, piece.size)
     elif r.size == 0:
-        return
+        return 0
     elif s.polite:
-        if s.rings[0].size:
-            _meddle(s)
+        _meddle(s)
     elif kind < 3:
         _lie_entry(s, r)
     elif kind == 3:
@@ -307,6 +307,7 @@ cdef void _lie(State *s) noexcept nogil:
         _scribble(s, r.driver, 6 + 2 * <uint64_t>r.size)
     else:
         _scribble(s, r.table, 16 * <uint64_t>r.size)
+    return 1
 
 
 @cython.auto_pickle(False)
@@ -368,21 +369,16 @@ cdef class Liar:
         if index < RINGS:
             self.state.rings[index].size = 0
 
-    def act(self, uint32_t n, uint32_t pause=0):
-        """At least `n` steps, with up to `pause` turns of idleness after each; without the GIL."""
-        cdef uint64_t end
-        cdef uint32_t _
+    def act(self, uint32_t turns, uint32_t pause=0):
+        """As many turns, each of them some steps or none, and up to `pause` moments of idleness
+        after each; without the GIL."""
+        cdef uint32_t _, _moment
         cdef State *s = &self.state
         with nogil:
-            end = s.steps + n
-            while s.steps < end:
-                if _below(s, 65536) < s.lies:
-                    _lie(s)
-                    s.steps += 1
-                else:
-                    s.steps += _serve(s)
+            for _ in range(turns):
+                s.steps += _lie(s) if _below(s, 65536) < s.lies else _serve(s)
                 if pause:
-                    for _ in range(_below(s, pause)):
+                    for _moment in range(_below(s, pause)):
                         relax()
 
     @property
