@@ -12,6 +12,11 @@ cdef extern from *:
     int ctz "__builtin_ctzll"(unsigned long long) noexcept nogil
     int clz "__builtin_clz"(unsigned int) noexcept nogil
 
+# Memory that nobody holds is out of bounds: a view that outlived its burst is found so.
+cdef extern from "_poison.h" nogil:
+    void poison "vn_poison"(const void *address, size_t size) noexcept
+    void unpoison "vn_unpoison"(const void *address, size_t size) noexcept
+
 
 # ---- pages -------------------------------------------------------------------------------------
 
@@ -23,6 +28,7 @@ cdef uint32_t take_pages(Pool *pool, uint32_t *into, uint32_t want) noexcept nog
     for i in range(want):
         pool.nfree -= 1
         into[i] = pool.free[pool.nfree]
+        unpoison(page_address(pool, into[i]), PAGE_BYTES)
     unlock(&pool.lock)
     return want
 
@@ -31,9 +37,14 @@ cdef void give_pages(Pool *pool, const uint32_t *pages, uint32_t count) noexcept
     cdef uint32_t i
     lock(&pool.lock)
     for i in range(count):
-        pool.free[pool.nfree] = pages[i]
-        pool.nfree += 1
+        _give_page(pool, pages[i])
     unlock(&pool.lock)
+
+
+cdef inline void _give_page(Pool *pool, uint32_t page) noexcept nogil:
+    poison(page_address(pool, page), PAGE_BYTES)
+    pool.free[pool.nfree] = page
+    pool.nfree += 1
 
 
 # ---- head slots --------------------------------------------------------------------------------
@@ -82,6 +93,10 @@ cdef void _mark(Pool *pool, uint32_t first, uint32_t count, bint is_free) noexce
         count -= here
 
 
+cdef inline uint8_t *_head(const Pool *pool, uint32_t slot) noexcept nogil:
+    return pool.slots + <size_t>slot * SLOT_STRIDE + SLOT_HEAD
+
+
 cdef uint32_t take_slots(Pool *pool, uint32_t want, uint32_t *first) noexcept nogil:
     """A run of `want` free slots, the lowest there is; failing that the longest run."""
     cdef uint32_t best = 0, slot, length
@@ -98,14 +113,19 @@ cdef uint32_t take_slots(Pool *pool, uint32_t want, uint32_t *first) noexcept no
         slot = _next_free(pool, slot + length)
     if best:
         _mark(pool, first[0], best, False)
+        for slot in range(first[0], first[0] + best):
+            unpoison(_head(pool, slot), HEAD_BYTES)
     unlock(&pool.lock)
     return best
 
 
 cdef void give_slots(Pool *pool, uint32_t first, uint32_t count) noexcept nogil:
+    cdef uint32_t slot
     if count == 0:
         return
     lock(&pool.lock)
+    for slot in range(first, first + count):
+        poison(_head(pool, slot), HEAD_BYTES)
     _mark(pool, first, count, True)
     pool.first_word = min(pool.first_word, first >> 6)
     unlock(&pool.lock)
@@ -190,7 +210,7 @@ cdef void hold_slots(Store *store, uint32_t first, uint32_t count) noexcept nogi
     """The store's heads are `count` head slots of its pool, from `first` on."""
     store.slot, store.nslots = first, count
     store.stride, store.head_room = SLOT_STRIDE, HEAD_BYTES
-    store.heads = store.pool.slots + <size_t>first * SLOT_STRIDE + SLOT_HEAD
+    store.heads = _head(store.pool, first)
     store.header_iova = (store.pool.slots_iova + <uint64_t>first * SLOT_STRIDE
                          + SLOT_HEAD - HEADER_BYTES)
 
@@ -214,8 +234,7 @@ cdef void _give_back(Store *store, Pool *pool) noexcept nogil:
     lock(&pool.lock)
     if store.begin != NULL:
         for i in range(store.nfrags):
-            pool.free[pool.nfree] = store.frags[i].page
-            pool.nfree += 1
+            _give_page(pool, store.frags[i].page)
         (<void **>store.begin)[0] = pool.frag_blocks
         pool.frag_blocks = store.begin
         store.begin = NULL
@@ -257,20 +276,21 @@ cdef class PagePool:
         if pool.free == NULL or pool.slot_map == NULL:
             raise MemoryError
         memset(pool.slot_map, 0xFF, slots // 8)
-        for page in range(pages):  # the first page is taken first
-            pool.free[page] = pages - 1 - page
-        pool.nfree = pages
+        for page in range(pages - 1, -1, -1):  # the first page is taken first
+            _give_page(pool, page)
+        for slot in range(slots):
+            poison(_head(pool, slot), HEAD_BYTES)
 
     def clear_headers(self):
         """Every head slot's virtio header is zero again: a device may have written there."""
         cdef uint32_t slot
         for slot in range(self.pool.nslots):
-            memset(self.pool.slots + <size_t>slot * SLOT_STRIDE + SLOT_HEAD - HEADER_BYTES, 0,
-                   HEADER_BYTES)
+            memset(_head(&self.pool, slot) - HEADER_BYTES, 0, HEADER_BYTES)
 
     def __dealloc__(self):
         cdef Store *store
         cdef void *block
+        unpoison(self.pool.slots, PagePool.bytes_needed(self.pool.npages, self.pool.nslots))
         for i in range(STORE_CLASSES):
             while self.pool.stores[i] != NULL:
                 store = self.pool.stores[i]

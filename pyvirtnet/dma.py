@@ -27,17 +27,11 @@ PHYSICAL = os.sysconf("SC_PHYS_PAGES") * SMALL_PAGE  # bytes of memory that the 
 END_IOVA = 1 << 38  # half of what the smallest virtual IOMMU can address
 FIRST_IOVA = 4 << 30  # above the reserved MSI window, below the 39 bits of a small IOMMU
 _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
-_MAP_FIXED = 0x10
-_libc_mmap = ctypes.CDLL(None, use_errno=True).mmap
-_libc_mmap.restype = ctypes.c_size_t
-_libc_mmap.argtypes = [
-    ctypes.c_size_t,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-]
+_MREMAP_TO = 0x3  # MREMAP_MAYMOVE, MREMAP_FIXED
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = _libc.mremap.restype = ctypes.c_size_t
+_libc.mmap.argtypes = [ctypes.c_size_t] * 2 + [ctypes.c_int] * 3 + [ctypes.c_long]
+_libc.mremap.argtypes = [ctypes.c_size_t] * 3 + [ctypes.c_int, ctypes.c_size_t]
 
 
 class Region:
@@ -60,12 +54,15 @@ class Region:
 
     def become_private(self) -> None:
         """In a forked child: replace the shared memory by a copy of what it holds now."""
-        content = bytes(self._map)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
-        access = mmap.PROT_READ | mmap.PROT_WRITE
-        if _libc_mmap(self.address, self.size, access, flags, -1, 0) != self.address:
+        flags, access = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE
+        copy = _libc.mmap(0, self.size, access, flags, -1, 0)
+        if copy == ctypes.c_size_t(-1).value:
+            raise OSError(ctypes.get_errno(), "no memory for a forked process's copy of DMA memory")
+        view, done = memoryview((ctypes.c_char * self.size).from_address(copy)), 0
+        while done < self.size:
+            done += os.preadv(self.fd, [view[done:]], done)
+        if _libc.mremap(copy, self.size, self.size, _MREMAP_TO, self.address) != self.address:
             raise OSError(ctypes.get_errno(), "cannot copy DMA memory for a forked process")
-        ctypes.memmove(self.address, content, self.size)
 
     def buffer(self) -> memoryview:
         """The whole region, writable. It keeps the region mapped."""

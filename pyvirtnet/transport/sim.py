@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,8 @@ class SimTransport(Transport, dma.Mapper):
     # What the device sees of memory
 
     def map(self, region: Region) -> None:
-        self._memory.add(region.iova, region.buffer())
+        """By a mapping of its own: what the driver may not touch, the device still may."""
+        self._memory.add(region.iova, memoryview(mmap.mmap(region.fd, region.size)))
 
     def unmap(self, iova: int, size: int) -> None:
         self.device.withdrawn(iova, size)
