@@ -102,7 +102,8 @@ atexit.unregister(module._close_all)
 module._close_all()
 print([p._transport.closed for p in ports])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "[True, False, True]\n"
     assert "stuck" in done.stderr
 
