@@ -234,12 +234,15 @@ class FakeVfio:
         queue = self._selected()
         if name == "queue_enable" and value != 1:
             self.violations.append("queue_enable written with other than 1")
-        elif name == "queue_size" and (value == 0 or value & value - 1):
+        elif name == "queue_size" and (value == 0 or (value & value - 1 and not self._packed())):
             self.violations.append(f"queue_size {value}")
         elif name.endswith("msix_vector") and value != 0xFFFF and value >= self.msix_count:
             self.violations.append(f"vector {value} is past the table")
         if name in QUEUE_FIELDS and name != "queue_select" and queue.get("queue_enable"):
             self.violations.append(f"{name} written after queue_enable")
+
+    def _packed(self):
+        return self._state["driver_feature"] >> 34 & 1
 
     def _write_status(self, value):
         if value == 0:

@@ -1,6 +1,7 @@
 """Rules of the PCI transport, held by the driver (VIRTIO 1.3, 4.1): a port on a strict function."""
 
 import os
+import struct
 
 import fake_vfio
 import pytest
@@ -97,6 +98,38 @@ def test_a_kick_is_the_queues_index_in_16_bits(fake):
         assert port.send_burst(frames(1)) == 1
         wanted[4:6] = bytes([1, 0])
         assert os.pread(fake.memory, 0x100, NOTIFY) == wanted
+
+
+@pytest.mark.rule("PCI-052", "PCI-054")
+@pytest.mark.parametrize("packed", [0, 1], ids=["split", "packed"])
+def test_a_kick_with_data_is_32_bits_the_queues_index_low(fake, packed):
+    """Above it, what is exposed next: an index, or a place with the wrap counter on top."""
+    fake.features |= 1 << Feature.NOTIFICATION_DATA | packed << Feature.RING_PACKED
+    noise = b"\xee" * 0x100
+    os.pwrite(fake.memory, noise, NOTIFY)
+    with Port(VfioPciTransport(BDF, FakeIommu(fake))) as port:
+        wanted = bytearray(noise)
+        where = 0 if packed else 256  # 256 buffers: the first lap is over, or 256 is the index
+        wanted[0:4] = struct.pack("<HH", 0, where)
+        assert os.pread(fake.memory, 0x100, NOTIFY) == wanted
+        for sent in (3, 6):
+            assert port.send_burst(frames(3)) == 3
+            wanted[4:8] = struct.pack("<HH", 1, sent | packed << 15)
+            assert os.pread(fake.memory, 0x100, NOTIFY) == wanted
+
+
+@pytest.mark.rule("PCI-020")
+@pytest.mark.parametrize("sizes", [[256, 256, 64], [100, 3, 5], [32768, 1000, 64]])
+@pytest.mark.parametrize("ring_size", [None, 2, 3])
+def test_sizes_written_for_packed_rings(fake, sizes, ring_size):
+    """The function objects to 0, and here to nothing else."""
+    fake.features |= 1 << Feature.RING_PACKED | 1 << Feature.CTRL_VQ
+    fake.queue_sizes = sizes
+    fake._virtio_reset()
+    with Port(VfioPciTransport(BDF, FakeIommu(fake)), ring_size=ring_size) as port:
+        assert port.info()["ring_format"] == "packed"
+        assert [fake.queue(i)["queue_size"] for i in (0, 1)] == [ring_size or n for n in sizes[:2]]
+    assert fake.violations == []
 
 
 # ---- identity ------------------------------------------------------------------------------------
