@@ -37,7 +37,7 @@ HARDWARE = ["chrt", "--reset-on-fork", "--rr", "1"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--pairs", type=count, default=3, metavar="N", help="rounds of all tools in turn (3)")
-    add("--seconds", type=seconds, default=2.0, metavar="S", help="that each one sends (2)")
+    add("--seconds", type=seconds, default=1.0, metavar="S", help="that each one sends (1)")
     add("--sizes", type=_sizes, default=list(SIZES), metavar="N,…", help="60,1514,9014")
 
 
