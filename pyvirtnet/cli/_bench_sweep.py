@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import statistics
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import pyvirtnet
 
 from . import _bench_traffic as traffic
-from ._bench_report import machine, pinned, progress, seconds
+from ._bench_report import count, machine, pinned, progress, seconds
 from ._bench_testpmd import SEED_BURST, Testpmd, backend, cores, huge_pages
 
 HELP = "receive and forward over burst 1-256, size 60-9014, ring 64-4096: a CSV and a plot"
@@ -37,7 +38,8 @@ class Point(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("."), metavar="DIR", help="for sweep.csv, sweep.svg (.)")
-    add("--seconds", type=seconds, default=0.5, metavar="S", help="of each measurement (0.5)")
+    add("--rounds", type=count, default=5, metavar="N", help="over all points; medians count (5)")
+    add("--seconds", type=seconds, default=0.2, metavar="S", help="of each measurement (0.2)")
     add("--quick", action="store_true", help="the ends of each range only")
 
 
@@ -52,16 +54,17 @@ def points(quick: bool) -> Iterator[Point]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    rows = []
+    chosen = list(points(options.quick))
+    rates: dict[Point, list[float]] = {point: [] for point in chosen}
     with huge_pages(), tempfile.TemporaryDirectory(prefix="pyvirtnet-bench-") as folder:
         with backend(Path(folder), 1, [f"--mbuf-size={MBUF}"]) as device, pinned(cores()[0]):
-            for point in points(options.quick):
-                with pyvirtnet.open(f"vhost-user:{folder}/0", ring_size=point.ring) as port:
-                    rate = _rate(device, port, point, options.seconds)
-                rows.append({**point._asdict(), "mpps": round(rate / 1e6, 4)})
-                rows[-1]["gbps"] = round(rate * point.size * 8 / 1e9, 3)
-                progress("{mode} burst {burst} size {size} ring {ring}: {mpps}".format(**rows[-1]))
+            for number in range(options.rounds):  # a bad minute is then one of each point's rounds
+                progress(f"round {number + 1} of {options.rounds}: {len(chosen)} points")
+                for point in chosen:
+                    with pyvirtnet.open(f"vhost-user:{folder}/0", ring_size=point.ring) as port:
+                        rates[point].append(_rate(device, port, point, options.seconds))
             version = device.version
+    rows = [_row(point, rates[point]) for point in chosen]
     options.out.mkdir(parents=True, exist_ok=True)
     files = [write_csv(rows, options.out / "sweep.csv")]
     files += plot(rows, options.out / "sweep.svg")
@@ -70,6 +73,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "files": [path.name for path in files],
         "machine": machine({"dpdk": version}),
+    }
+
+
+def _row(point: Point, rates: list[float]) -> dict[str, Any]:
+    rate = statistics.median(rates)
+    return {
+        **point._asdict(),
+        "mpps": round(rate / 1e6, 4),
+        "gbps": round(rate * point.size * 8 / 1e9, 3),
+        "least_mpps": round(min(rates) / 1e6, 4),
+        "most_mpps": round(max(rates) / 1e6, 4),
     }
 
 
@@ -113,13 +127,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> list[Path]:
     for axis, varied in zip(axes, ("burst", "size", "ring"), strict=True):
         for mode in MODES:
             chosen = [row for row in rows if (row["mode"], row["varied"]) == (mode, varied)]
-            axis.plot(
-                [row[varied] for row in chosen], [row["mpps"] for row in chosen], "o-", label=mode
-            )
+            places = [row[varied] for row in chosen]
+            axis.plot(places, [row["mpps"] for row in chosen], "o-", label=mode)
+            least, most = ([row[key] for row in chosen] for key in ("least_mpps", "most_mpps"))
+            axis.fill_between(places, least, most, alpha=0.15)
         axis.set(xscale="log", xlabel=varied, ylabel="Mpps", ylim=(0, None))
         axis.legend()
         axis.grid(alpha=0.3)
-    figure.suptitle(f"burst {BURST}, {SIZE}-byte frames, ring {RING}, where not varied")
+    figure.suptitle(
+        f"burst {BURST}, {SIZE}-byte frames, ring {RING}, where not varied (median, range)"
+    )
     figure.savefig(path)
     return [path]
 
@@ -128,6 +145,8 @@ def lines(result: dict[str, Any]) -> list[str]:
     text = []
     for row in result["rows"]:
         text.append("{mode:>8} {varied:>6} {burst:5} {size:6} {ring:6}".format(**row))
-        text[-1] += f" {row['mpps']:9.3f} Mpps {row['gbps']:8.3f} Gb/s"
+        text[-1] += f" {row['mpps']:9.3f} {row['least_mpps']:9.3f} to {row['most_mpps']:6.3f}"
+        text[-1] += f" {row['gbps']:9.3f}"
     title = f"{'mode':>8} {'varied':>6} {'burst':>5} {'size':>6} {'ring':>6}"
+    title += f" {'Mpps':>9} {'of rounds':>19} {'Gb/s':>9}"
     return [title, *text, f"Files: {', '.join(result['files'])}"]
