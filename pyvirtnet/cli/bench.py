@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import Error
-from ..negotiate import SUPPORTED
 from ._bench_report import page, progress, warn_if_busy, watched
 from ._vm_image import project
 
@@ -23,12 +22,11 @@ RUNS = {  # of `all`: the name of the result, and how it comes about
     "vs-dpdk": ["vs-dpdk"],
     "vs-dpdk-packed": ["vs-dpdk", "--packed"],
     "core": ["core", "--callgrind"],
+    "core-packed": ["core", "--callgrind", "--packed"],
     "latency": ["latency"],
     "sweep": ["sweep"],
     "vm": ["vm"],
 }
-if "RING_PACKED" not in {feature.name for feature in SUPPORTED}:
-    del RUNS["vs-dpdk-packed"]
 _EPILOG = "exit status: 0 measured, 1 an error or unequal work, 2 wrong usage, 130 Ctrl-C"
 _ALL = "every judge with its defaults; results go to docs/benchmarks/"
 
