@@ -135,6 +135,11 @@ cdef int _rx_lie(RxRing *rx, int code, uint32_t value) noexcept nogil:
     return code
 
 
+cdef inline int _out_of_order(RxRing *rx, uint16_t seen, uint32_t culprit) noexcept nogil:
+    """Buffers before a lie are received; it is found again when there are none left."""
+    return seen if seen else _rx_lie(rx, BROKEN_ORDER, culprit)
+
+
 cdef int rx_pending(RxRing *rx) noexcept nogil:
     """Used buffers that wait; a BROKEN_ code when the device claims more than it has."""
     cdef uint32_t culprit = 0
@@ -143,12 +148,12 @@ cdef int rx_pending(RxRing *rx) noexcept nogil:
         return rx.broken
     if rx.format.packed:
         pending = packed_scan(&rx.packed, PAGE_BYTES, &culprit)
-        return pending if pending >= 0 else _rx_lie(rx, BROKEN_ORDER, culprit)
+        return pending if pending >= 0 else _out_of_order(rx, rx.packed.seen, culprit)
     pending = split_pending(&rx.split)
     if pending > split_in_flight(&rx.split):
         return _rx_lie(rx, BROKEN_INDEX, pending)
     if rx.format.in_order and not split_unroll(&rx.split, pending, PAGE_BYTES, &culprit):
-        return _rx_lie(rx, BROKEN_ORDER, culprit)
+        return _out_of_order(rx, rx.split.seen, culprit)
     return pending
 
 

@@ -23,6 +23,7 @@ PAGE = 4096
 PLAIN = DEFAULT_FEATURES & ~mask("event_idx", "indirect_desc")
 _NOISE = random.Random(2008).randbytes(1 << 17)
 _USED_ELEMENT = Struct("<II")
+_USED_DESCRIPTOR = Struct("<IHH")
 _U16 = Struct("<H")
 
 
@@ -151,19 +152,34 @@ def finish(*nics: Nic) -> None:
 
 
 class Liar:
-    """One queue's used ring, written as no device may."""
+    """What a queue's device says it used, written as no device may."""
 
     def __init__(self, nic: Nic, index: int) -> None:
         self.queue = nic.device.queues[index]
+        self.packed = bool(nic.device.accepted & mask("ring_packed"))
         nic.device.fill = False
 
     def put(self, *entries: tuple[int, int], advance: int | None = None) -> None:
-        """Write used elements (id, length), then move the used index by `advance`."""
+        """Say that buffers (id, length) are used; in a split ring, move its index by `advance`."""
+        if self.packed:
+            assert advance is None, "there is no index"
+            for entry in entries:
+                self._mark(*entry)
+            return
         queue = self.queue
         for at, entry in enumerate(entries):
             _USED_ELEMENT.pack_into(queue._used, 4 + 8 * ((queue._given + at) % queue.size), *entry)
         queue._given = (queue._given + (len(entries) if advance is None else advance)) & 0xFFFF
         _U16.pack_into(queue._used, 2, queue._given)
+
+    def _mark(self, name: int, length: int) -> None:
+        """The next descriptor is used, and all that it stands for."""
+        queue = self.queue
+        place, lap = queue._given % queue.size, queue._given // queue.size
+        _USED_DESCRIPTOR.pack_into(
+            queue._table, 16 * place + 8, length, name & 0xFFFF, 0 if lap & 1 else 0x8080
+        )
+        queue._given += len(queue._in_flight[name].entries) if name in queue._in_flight else 1
 
     def write(self, data: bytes) -> int:
         """Fill the next posted receive buffer; its id."""

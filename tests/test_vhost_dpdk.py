@@ -109,6 +109,21 @@ def test_io_gives_back_what_it_took(start, path):
         assert conserved(port)
 
 
+@pytest.mark.parametrize("switches", [
+    ["-ring_packed"], ["-ring_packed", "-event_idx"], ["-ring_packed", "-indirect_desc"],
+    ["-event_idx"], ["-indirect_desc"], ["-in_order", "-event_idx", "-indirect_desc"],
+])  # fmt: skip
+def test_every_ring_format(start, path, switches):
+    """Polled, and waited for."""
+    start("io")
+    with open_port(path, features=switches) as port:
+        assert port.info()["ring_format"] == ("split" if "-ring_packed" in switches else "packed")
+        frames = random_frames(*SIZES)
+        for _ in range(8):
+            assert exchange(port, frames) == frames
+        assert conserved(port)
+
+
 def test_macswap_swaps_and_leaves_the_rest(start, path):
     start("macswap")
     with open_port(path) as port:
@@ -170,11 +185,13 @@ def test_everything_sent_arrives(start, path):
         assert stats.rx_bytes == sent * 60
 
 
-@pytest.mark.rule("SPL-034")
-def test_a_million_frames_in_a_closed_loop(start, path):
+@pytest.mark.rule("SPL-034", "PKD-035")
+@pytest.mark.parametrize("ring", ["packed", "split"])
+def test_a_million_frames_in_a_closed_loop(start, path, ring):
     """None is lost, damaged, doubled or out of order, though 192 are always on the way."""
     start("io")
-    with open_port(path) as port:
+    with open_port(path, features=[] if ring == "packed" else ["-ring_packed"]) as port:
+        assert port.info()["ring_format"] == ring
         bursts = [port.alloc_burst(32, 60) for _ in range(16)]
         checker = Checker(0)
         sent = received = 0
