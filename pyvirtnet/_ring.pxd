@@ -76,8 +76,8 @@ cdef struct RxRing:
     uint64_t *exposed           # when each descriptor was exposed; the device has it if that was
     uint64_t exposures          # before the last publication. Both count exposures since the
     uint64_t published          # beginning
-    uint16_t *hungry            # a ring: descriptors without a page, and those that have to wait
-    uint32_t hungry_next        # for one of them because of IN_ORDER
+    uint16_t *hungry            # a ring: descriptors without a page, in the order to be exposed in
+    uint32_t hungry_next
     uint32_t nhungry
     uint64_t *claimed           # scratch: checked used entries of one merged frame
     uint64_t *inbox             # used entries as they were read, where the format needs it

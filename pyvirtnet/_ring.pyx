@@ -211,7 +211,7 @@ cdef inline void _expose(RxRing *rx, Vq *vq, uint32_t id) noexcept nogil:
 
 
 cdef inline void _queue_up(RxRing *rx, uint32_t id) noexcept nogil:
-    """Descriptor `id` waits for `rx_refill`: for a page, or for those before it (IN_ORDER)."""
+    """Descriptor `id`, without a page now, waits for `rx_refill`."""
     cdef uint32_t last = rx.hungry_next + rx.nhungry
     rx.exposed[id] = NEVER
     rx.hungry[last - rx.size if last >= rx.size else last] = id
@@ -262,6 +262,8 @@ cdef void _merge(RxRing *rx, Vq *vq, Store *store, uint32_t n, uint32_t count) n
         if length > copied:
             _keep(rx, store, id, offset + copied, length - copied)
         elif rx.format.in_order and rx.nhungry:
+            give_pages(rx.pool, &rx.page_of[id], 1)  # those whose turn comes first may need it
+            rx.page_of[id] = NO_PAGE
             _queue_up(rx, id)
         else:
             _expose(rx, vq, id)
@@ -412,28 +414,25 @@ cdef inline void _refill(RxRing *rx, Vq *vq, bint idle) noexcept nogil:
 
 
 cdef void _feed(RxRing *rx, Vq *vq) noexcept nogil:
-    """Expose what waits, first come first, with fresh pages for those without one."""
+    """Fresh pages for descriptors that wait for one, first come first."""
     cdef uint32_t fresh[64]
     cdef uint32_t count = 0, used = 0, id
     cdef Desc *desc
     while rx.nhungry:
+        if used == count:
+            count, used = take_pages(rx.pool, fresh, min(rx.nhungry, <uint32_t>64)), 0
+            if count == 0:
+                break
         id = rx.hungry[rx.hungry_next]
-        if rx.page_of[id] == NO_PAGE:
-            if used == count:
-                count, used = take_pages(rx.pool, fresh, min(rx.nhungry, <uint32_t>64)), 0
-                if count == 0:
-                    break
-            rx.page_of[id] = fresh[used]
-            if Vq is SplitVq:
-                desc = &vq.desc[id]
-                desc.addr, desc.len = page_iova(rx.pool, fresh[used]), PAGE_BYTES
-                desc.flags, desc.next = DESC_WRITE, 0
-            used += 1
+        rx.page_of[id] = fresh[used]
+        if Vq is SplitVq:
+            desc = &vq.desc[id]
+            desc.addr, desc.len = page_iova(rx.pool, fresh[used]), PAGE_BYTES
+            desc.flags, desc.next = DESC_WRITE, 0
+        used += 1
         rx.hungry_next = rx.hungry_next + 1 if rx.hungry_next + 1 < rx.size else 0
         rx.nhungry -= 1
         _expose(rx, vq, id)
-    if used < count:  # some of those that waited had theirs
-        give_pages(rx.pool, fresh + used, count - used)
 
 
 cdef void rx_set_interrupts(RxRing *rx, bint wanted) noexcept nogil:

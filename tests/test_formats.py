@@ -125,6 +125,18 @@ def test_packed_rings_of_any_size(extra, size):
 
 
 @pytest.mark.parametrize("ring", ["split", "packed"])
+@pytest.mark.parametrize("extra", ["plain", "in_order"])
+def test_few_pages_go_round_in_a_long_ring(ring, extra):
+    """Regression: with IN_ORDER each page came to wait behind descriptors that had none."""
+    features = PLAIN | EXTRAS[extra] | (mask("ring_packed") if ring == "packed" else 0)
+    nic = Nic(offered=features, queue_sizes=(8, 8), pages=5)
+    sizes = (60, 129, 60, 4085)
+    nic.pass_through([frame(sizes[i % 4], i) for i in range(200)])
+    assert nic.port.info()["posted_pages"] == 5
+    finish(nic)
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
 def test_a_long_chain_is_one_descriptor_with_indirect_tables(ring):
     """2.7.5.3: as many frames of 64 KiB as the ring has entries, where chains take 17 each."""
     features = PLAIN | mask("indirect_desc") | (mask("ring_packed") if ring == "packed" else 0)
