@@ -4,7 +4,7 @@ cimport cython
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_INCREF, PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import os
@@ -322,6 +322,7 @@ cdef class QueuePair:
     cdef RxBurst _slice(self, Py_ssize_t n, double seconds):
         """Sleep on the receive interrupt for a short time (2.7.7)."""
         cdef RxBurst burst = self.nothing
+        cdef uint64_t buffers
         deadline = time.monotonic() + seconds
         if self.closed is not None:
             burst = self._poll(n)
@@ -333,12 +334,15 @@ cdef class QueuePair:
         try:
             while True:
                 rx_set_interrupts(&self.rx, True)
+                buffers = self.rx.stats.buffers
                 burst = self._poll(n)  # what came before interrupts were on
                 if burst.count:
                     return burst
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return burst
+                if self.rx.stats.buffers != buffers:  # runts: the entry to interrupt may be past
+                    continue
                 if poller.poll(left * 1000 if self.irq_fd >= 0 else 1) and self.closed is None:
                     with suppress(BlockingIOError):  # somebody else was quicker
                         os.eventfd_read(self.irq_fd)

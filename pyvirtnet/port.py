@@ -348,13 +348,14 @@ class Port(Filters, Tuning, Events):
 
     def _set_up_queues(self) -> None:
         """Step 7: memory for rings and pages, rings empty, the device told where they are."""
-        before = self._sizes, self._format
-        self._format = self._ring_format()
-        packed, sizes = self._format["packed"], [self._queue_size(index) for index in (0, 1)]
-        if self._memory is None or self._pool is None or (sizes, self._format) != before:
-            self._memory, self._pool = self._allocate(sizes)
+        ring_format = self._ring_format()
+        packed = ring_format["packed"]
+        sizes = [self._queue_size(index, packed) for index in (0, 1)]
+        fits = (sizes, ring_format) == (self._sizes, self._format)
+        if self._memory is None or self._pool is None or not fits:
+            self._memory, self._pool = self._allocate(sizes, ring_format)
         self._pool.clear_headers()
-        self._sizes = sizes
+        self._sizes, self._format = sizes, ring_format
         offsets = (0, ring_bytes(sizes[0], packed=packed))
         if not self._queues:
             self._make_queues()
@@ -409,25 +410,26 @@ class Port(Filters, Tuning, Events):
             recv_burst=queue.recv_burst, send_burst=queue.send_burst, reclaim=queue.reclaim
         )
 
-    def _allocate(self, sizes: Sequence[int]) -> tuple[dma.Region, PagePool]:
+    def _allocate(
+        self, sizes: Sequence[int], ring_format: dict[str, bool]
+    ) -> tuple[dma.Region, PagePool]:
         """One region: rings, head slots, pages, control queue. It stays while the sizes do."""
         pages = self._pages if self._pages is not None else PAGES_PER_ENTRY * sizes[0]
         if pages < 1:
             raise ValueError(f"a port needs at least one page, not {pages}")
         slots = -(-SLOTS_PER_ENTRY * sizes[0] // 64) * 64
-        packed, tables = self._format["packed"], self._format["indirect"]
+        packed, tables = ring_format["packed"], ring_format["indirect"]
         rings = ring_bytes(sizes[0], packed=packed)
         rings += ring_bytes(sizes[1], packed=packed, tables=tables)
         pool = PagePool.bytes_needed(pages, slots)
         memory = dma.memory.allocate(rings + pool + CONTROL_BYTES)
         return memory, PagePool(memory, rings, pages, slots, max(*sizes, 64))
 
-    def _queue_size(self, index: int) -> int:
+    def _queue_size(self, index: int, packed: bool) -> int:
         """The size asked for, else the device's; one that both can have (2.7, 2.8).
 
         A packed ring has any size, a split one a power of two.
         """
-        packed = self._format["packed"]
         largest = self._transport.queue_max_size(index)
         if largest == 0:
             raise NotVirtioNet(

@@ -1,6 +1,7 @@
 """Defects that were found, by what one saw of them."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -9,11 +10,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from nic import Nic, frames
+from nic import PLAIN, Nic, finish, frame, frames
 
 import pyvirtnet
 from pyvirtnet import dma
-from pyvirtnet.testing import HostileDevice, NetDevice
+from pyvirtnet.testing import HostileDevice, NetDevice, mask
 
 
 def test_the_queues_of_a_port_cannot_be_taken_from_it():
@@ -277,3 +278,42 @@ def test_a_slice_of_one_frame_has_the_stride_of_its_neighbours(step):
         for one in (burst[2::step][:1], burst[2:2:step], burst[2:3:step][::step]):
             assert one.data.strides == burst.data.strides or len(one) == 0
             assert one.lengths.strides == (4,)
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_a_runt_in_a_wait_is_not_the_last_interrupt(monkeypatch, ring):
+    """With EVENT_IDX the wish was for an interrupt at the entry that the runt had taken."""
+    extra = ("ring_packed",) if ring == "packed" else ()
+    nic = Nic(offered=PLAIN | mask("event_idx", *extra))
+    woken = []
+
+    class Poll:
+        def __init__(self):
+            self.inner = real()
+            self.register = self.inner.register
+
+        def poll(self, milliseconds):
+            nic.device.deliver(frame(60))
+            woken.append(bool(self.inner.poll(0)))
+            return woken[-1]
+
+    real = select.poll
+    monkeypatch.setattr(select, "poll", Poll)
+    nic.device.deliver(b"runt")
+    assert [bytes(one) for one in nic.port.recv_burst(8, timeout=None)] == [frame(60)]
+    assert woken == [True]
+    finish(nic)
+
+
+def test_a_reset_to_another_format_may_fail_and_be_repeated():
+    """The memory was taken for the format that was only tried."""
+    nic = Nic(offered=PLAIN, ring_size=64)
+    nic.device.offered |= mask("ring_packed", "indirect_desc")
+    vars(nic.transport)["queue_max_size"] = lambda index: 1
+    with pytest.raises(pyvirtnet.NotVirtioNet):
+        nic.port.reset()
+    del nic.transport.queue_max_size
+    nic.port.reset()
+    assert nic.port.info()["ring_format"] == "packed"
+    nic.pass_through(frames(200))
+    finish(nic)
