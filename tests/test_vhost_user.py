@@ -72,6 +72,16 @@ def test_many_frames_past_the_wrap_of_the_index(path, start, monkeypatch):
     assert words(0, 0xFFF0) in [m.payload for m in back_end.log if m.request == wire.SET_VRING_BASE]
 
 
+@pytest.mark.parametrize(("begin", "base"), [(0, 0x80008000), (5, 0x80058005), (261, 0x00050005)])
+def test_a_packed_ring_has_a_base_for_each_side(path, start, monkeypatch, begin, base):
+    """Bits 16 to 31 say where used descriptors begin; a back end that reads them found 0."""
+    monkeypatch.setattr(VhostUserTransport, "start_index", begin)
+    back_end = start(Loopback(features=FEATURES | mask("ring_packed")))
+    with open_port(path) as port:
+        round_trip(port, 60, 9014)
+    assert words(0, base) in [m.payload for m in back_end.log if m.request == wire.SET_VRING_BASE]
+
+
 def exchange(request: int, payload: bytes = b"", need_reply: bool = True) -> tuple[int, int, bytes]:
     return request, 9 if need_reply else 1, payload
 

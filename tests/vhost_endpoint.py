@@ -155,6 +155,7 @@ class Endpoint:
         desc, used, avail = (self._iova(part) for part in ring.parts)
         start = ring.base & 0xFFFF
         if self.device.accepted & mask("ring_packed"):  # bit 15 is the wrap counter
+            assert ring.base >> 16 == start, "used descriptors begin where available ones do"
             start = (start & 0x7FFF) + (0 if start >> 15 else ring.size)
         self.device.start_index = start
         self.device.configure_queue(index, ring.size, desc, avail, used)

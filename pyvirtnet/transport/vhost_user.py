@@ -184,9 +184,9 @@ class VhostUserTransport(Transport, dma.Mapper):
         link, events = self._link, self._events_of(index)
         link.tell_vring_state(Request.SET_VRING_NUM, index, addresses.size)
         base = self.start_index
-        if self._packed:  # a place, and the wrap counter above it
+        if self._packed:  # place and wrap counter, of the available side and again of the used one
             laps, place = divmod(base, addresses.size)
-            base = place | (0 if laps & 1 else 1 << 15)
+            base = (place | (0 if laps & 1 else 1 << 15)) * 0x10001
         link.tell_vring_state(Request.SET_VRING_BASE, index, base)
         parts = (addresses.descriptors, addresses.device, addresses.driver)
         link.set_vring_addr(index, *(self._table.address(part) for part in parts))
