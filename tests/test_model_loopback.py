@@ -8,6 +8,7 @@ import weakref
 import pytest
 from model_driver import Driver
 
+import pyvirtnet
 from pyvirtnet import dma
 from pyvirtnet.errors import DeviceBusy, DeviceGone, NoSuchDevice
 from pyvirtnet.testing import DEFAULT_FEATURES, Cable, Loopback, NetDevice, Violation, mask
@@ -221,6 +222,16 @@ def test_options_of_the_address():
         transport.close()
 
 
+@pytest.mark.parametrize("batch", ["random", "all", "none"])
+def test_packed_rings_of_any_size_in_the_address(batch):
+    address = f"sim:loopback?ring_packed=on&in_order=on&queue_size=100&used_batch={batch}"
+    with pyvirtnet.open(address) as port:
+        assert port.info()["ring_sizes"] == [100, 100]
+        sent = numbered(0, 50)
+        assert port.send_burst(sent) == 50
+        assert [bytes(frame) for frame in port.recv_burst(64)] == sent
+
+
 def test_both_ends_of_a_cable():
     left = open_sim("sim:cable/test/0?queue_size=8&backlog=3")
     with pytest.raises(DeviceBusy):
@@ -243,7 +254,8 @@ def test_both_ends_of_a_cable():
 
 @pytest.mark.parametrize(
     "address", ["sim:", "sim:other", "sim:loopback?nonsense=on", "sim:loopback?mtu=big",
-                "sim:loopback?mrg_rxbuf=maybe", "sim:loopback?merge=odd", "sim:loopback?mac=02",
+                "sim:loopback?mrg_rxbuf=maybe", "sim:loopback?merge=odd",
+                "sim:loopback?used_batch=odd", "sim:loopback?mac=02",
                 "sim:loopback?queue_size=100", "sim:loopback?start=65536", "sim:cable/x/2",
                 "sim:cable//0", "sim:loopback?pairs=0"],
 )  # fmt: skip

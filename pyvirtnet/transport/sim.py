@@ -174,11 +174,8 @@ def _number(low: int, high: int) -> Callable[[str], int]:
     return convert
 
 
-def _size(text: str) -> int:
-    size = int(text, 0)
-    if not 1 <= size <= 32768 or size & (size - 1):
-        raise ValueError("ring sizes are powers of two")
-    return size
+def _one_of(*names: str) -> Callable[[str], str]:
+    return lambda text: names[names.index(text)]
 
 
 def _mac(text: str) -> bytes:
@@ -189,7 +186,7 @@ def _mac(text: str) -> bytes:
 
 
 _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "queue_size": ("queue_size", _size),
+    "queue_size": ("queue_size", _number(1, 32768)),
     "pairs": ("pairs", _number(1, 0x8000)),
     "mtu": ("mtu", _number(68, 0xFFFF)),
     "start": ("start_index", _number(0, 0xFFFF)),
@@ -198,7 +195,8 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "link": ("link", _switch),
     "fill": ("fill", _switch),
     "strict_kicks": ("strict_kicks", _switch),
-    "merge": ("merge", lambda text: {"fill": "fill", "random": "random"}[text]),
+    "merge": ("merge", _one_of("fill", "random")),
+    "used_batch": ("used_batch", _one_of("random", "all", "none")),
     "mac": ("mac", _mac),
 }
 _cable_ends: WeakValueDictionary[tuple[str, str], SimTransport] = WeakValueDictionary()
@@ -254,5 +252,12 @@ def _parse(address: str, query: str) -> dict[str, Any]:
                 f"option {key}={text} is not known or not possible",
                 f"options: {', '.join(_OPTIONS)}; or a feature, on or off: {features_known}",
             ) from error
-    sizes = (options.pop("queue_size"),) * (2 * options.pop("pairs"))
+    size = options.pop("queue_size")
+    if size & (size - 1) and not features & mask("ring_packed"):
+        raise NoSuchDevice(
+            f"no simulator {address!r}",
+            "ring sizes are powers of two (2.7), but those of packed rings",
+            f"queue_size={1 << size.bit_length() - 1}, or ring_packed=on",
+        )
+    sizes = (size,) * (2 * options.pop("pairs"))
     return {"features": features, "queue_sizes": sizes, **options}
