@@ -84,6 +84,7 @@ cdef struct RxRing:
     uint32_t threshold          # exposed buffers that are worth a publication
     uint8_t mergeable
     int8_t broken               # 0 or a BROKEN_ code
+    uint8_t disordered          # broken as soon as what came before the lie is received
     uint32_t lie                # the value that broke it
     Bell bell
     RxStats stats

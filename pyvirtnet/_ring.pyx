@@ -90,7 +90,7 @@ cdef bint rx_create(RxRing *rx, Pool *pool, const RingFormat *format, uint32_t s
         packed_init(&rx.packed, memory, size, start, format.event_idx, format.in_order)
     else:
         split_init(&rx.split, memory, size, start, format.event_idx)
-    rx.exposures = rx.published = rx.broken = rx.hungry_next = 0
+    rx.exposures = rx.published = rx.broken = rx.disordered = rx.hungry_next = 0
     rx.threshold = max(1, min(32, size // 8))
     rx.id_mask = round_up(size) - 1
     rx.page_of = <uint32_t *>calloc(rx.id_mask + 1, sizeof(uint32_t))
@@ -135,8 +135,10 @@ cdef int _rx_lie(RxRing *rx, int code, uint32_t value) noexcept nogil:
     return code
 
 
-cdef inline int _out_of_order(RxRing *rx, uint16_t seen, uint32_t culprit) noexcept nogil:
-    """Buffers before a lie are received; it is found again when there are none left."""
+cdef inline int _out_of_order(RxRing *rx, uint32_t culprit) noexcept nogil:
+    """Buffers before a lie are received first. Nothing is collected after it any more."""
+    cdef uint16_t seen = rx.packed.seen if rx.format.packed else rx.split.seen
+    rx.disordered, rx.lie = True, culprit
     return seen if seen else _rx_lie(rx, BROKEN_ORDER, culprit)
 
 
@@ -146,14 +148,16 @@ cdef int rx_pending(RxRing *rx) noexcept nogil:
     cdef int pending
     if rx.broken:
         return rx.broken
+    if rx.disordered:
+        return _out_of_order(rx, rx.lie)
     if rx.format.packed:
         pending = packed_scan(&rx.packed, PAGE_BYTES, &culprit)
-        return pending if pending >= 0 else _out_of_order(rx, rx.packed.seen, culprit)
+        return pending if pending >= 0 else _out_of_order(rx, culprit)
     pending = split_pending(&rx.split)
     if pending > split_in_flight(&rx.split):
         return _rx_lie(rx, BROKEN_INDEX, pending)
     if rx.format.in_order and not split_unroll(&rx.split, pending, PAGE_BYTES, &culprit):
-        return _out_of_order(rx, rx.split.seen, culprit)
+        return _out_of_order(rx, culprit)
     return pending
 
 

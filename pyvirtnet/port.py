@@ -313,14 +313,13 @@ class Port(Filters, Tuning, Events):
             self._set_up_queues()
             self._go_live()
             self._control.start()
+            self.queues[0]._start(self._bells[0], self._bells[1], device.interrupt_fd(0))
         except Exception:
             with suppress(Error):  # whatever that says, the first error is the one to report
                 device.add_status(Status.FAILED)
                 device.reset()
             raise
         self._down = None
-        receive, transmit = self._bells[0], self._bells[1]
-        self.queues[0]._start(receive, transmit, device.interrupt_fd(0))
 
     def _negotiate(self) -> None:
         """Steps 4 to 6: agree on features, and see that the device agrees too."""
