@@ -213,9 +213,9 @@ class Block:
 
 
 class Arena:
-    """DMA memory of any size, for frames to be sent: first fit in regions of a MiB or more."""
+    """DMA memory of any size, for frames to be sent: first fit in regions of half a MiB or more."""
 
-    REGION = 1 << 20
+    REGION = 1 << 19
     LINE = 64
 
     def __init__(self, source: Memory) -> None:

@@ -1,15 +1,18 @@
 """Memory is given back: by a closed port at once, by its bursts when they go. None grows."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
 
 import pytest
+from nic import Nic
 from vhost_fixtures import path, start
 
 import pyvirtnet
 from pyvirtnet import dma
+from pyvirtnet.testing import SPOKEN
 
 __all__ = ["path", "start"]  # fixtures
 
@@ -70,6 +73,29 @@ def test_close_wakes_a_thread_that_waits_for_frames():
 
 
 # ---- of the whole process
+
+
+def test_two_ports_and_a_burst_stay_below_what_an_ordinary_user_may_lock(monkeypatch):
+    """8 MiB (RLIMIT_MEMLOCK), of ordinary pages, with everything that the rings may have."""
+    create = os.memfd_create
+
+    def ordinary(name, flags):
+        if flags & os.MFD_HUGETLB:
+            raise OSError(12, "no huge pages")
+        return create(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", ordinary)
+    before = regions()
+    arena = dma.Arena(dma.memory)
+    for switches in ((), ("-ring_packed",)):
+        nics = [Nic(offered=SPOKEN, mtu=1500, features=switches) for _ in range(2)]
+        assert nics[0].port.info()["ring_format"] == ("split" if switches else "packed")
+        block = arena.take(64 * 192)
+        assert sum(region.size for region in regions() - before) <= 8 << 20
+        del block
+        for nic in nics:
+            nic.port.close()
+
 
 LIMIT_KIB = 64 << 10
 GROWTH_KIB = 256

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -141,19 +142,26 @@ def vectors(bdf: str) -> int:
 
 
 def test_sending_fires_no_interrupt_and_starts_no_thread(ports: tuple[Port, Port]) -> None:
+    """But for the first frame after a reset: with EVENT_IDX, QEMU's device always tells of it."""
     tx, rx = ports
     fds = [tx._transport.interrupt_fd(index) for index in (0, 1)]
     assert min(fds) >= 0
     assert os.get_blocking(fds[1]) is False
-    threads, before = os.listdir("/proc/self/task"), vectors(NIC)
     burst = tx.alloc_burst(64, 60)
-    sent = got = 0
-    while sent < 50_000:
-        sent += tx.send_burst(burst)
-        got += len(rx.recv_burst(256))
-    while got < sent:
-        got += len(rx.recv_burst(256))
-    tx.reclaim()
+
+    def exchange(frames: int) -> None:
+        sent = got = 0
+        while sent < frames or got < sent:
+            sent += tx.send_burst(burst) if sent < frames else 0
+            got += len(rx.recv_burst(256))
+        tx.reclaim()
+
+    exchange(1)
+    for fd in fds:
+        with suppress(BlockingIOError):
+            os.eventfd_read(fd)
+    threads, before = os.listdir("/proc/self/task"), vectors(NIC)
+    exchange(150_000)  # ring indices come round twice
     for fd in fds:
         with pytest.raises(BlockingIOError):
             os.eventfd_read(fd)
