@@ -1,5 +1,7 @@
 """Defects that were found, by what one saw of them."""
 
+import ctypes
+import mmap
 import os
 import select
 import signal
@@ -15,6 +17,7 @@ from nic import PLAIN, Nic, finish, frame, frames
 import pyvirtnet
 from pyvirtnet import dma
 from pyvirtnet.testing import HostileDevice, NetDevice, mask
+from pyvirtnet.testing.memory import publish
 
 
 def test_the_queues_of_a_port_cannot_be_taken_from_it():
@@ -317,3 +320,21 @@ def test_a_reset_to_another_format_may_fail_and_be_repeated():
     assert nic.port.info()["ring_format"] == "packed"
     nic.pass_through(frames(200))
     finish(nic)
+
+
+def test_a_driver_in_another_process_sees_no_half_of_a_model_s_index():
+    """Struct.pack_into clears what it writes first: used indices were 0 for a moment."""
+    shared = mmap.mmap(-1, 4096)
+    low, high = 0x4000, 0x7FFF
+    view = memoryview(shared)
+    publish(view, 2, low.to_bytes(2, "little"))
+    child = os.fork()
+    if child == 0:
+        for count in range(300_000):
+            publish(view, 2, (low + count % (high - low)).to_bytes(2, "little"))
+        os._exit(0)
+    word, seen = ctypes.c_uint16.from_buffer(shared, 2), set()
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        seen.update([word.value for _ in range(1000)])
+    assert len(seen) > 1
+    assert low <= min(seen) <= max(seen) < high

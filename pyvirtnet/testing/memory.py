@@ -66,6 +66,12 @@ class MemoryMap:
         return view[offset : offset + length] if offset + length <= view.nbytes else None
 
 
+def publish(memory: memoryview, offset: int, data: bytes) -> None:
+    """Two or four aligned bytes at once: `Struct.pack_into` clears them first and goes byte by
+    byte, which a driver in another process, or one that holds no interpreter lock, would see."""
+    memory[offset : offset + len(data)] = data
+
+
 class _Spans:
     """Spans of addresses with a label each, counted when they come more than once."""
 

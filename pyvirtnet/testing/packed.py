@@ -19,7 +19,7 @@ from .layout import (
     U16,
     USED_PART,
 )
-from .memory import Translate
+from .memory import Translate, publish
 from .queue import Areas, Entry, Exposed, Join, Virtqueue
 from .violation import Violation, Where, words
 
@@ -210,7 +210,8 @@ class PackedQueue(Virtqueue):
             at = 16 * (position % self.size)
             USED_PART.pack_into(self._table, at + 8, written or _NO_LENGTH, chain.head)
             marks = _MARKS if self._wrap(position) else 0
-            U16.pack_into(self._table, at + 14, marks | (DESC_WRITE if written else 0))
+            flags = U16.pack(marks | (DESC_WRITE if written else 0))
+            publish(self._table, at + 14, flags)
             self._marks[position % self.size] = marks
         return self._wants_interrupt(old)
 
@@ -252,4 +253,4 @@ class PackedQueue(Virtqueue):
         return position % self.size | self._wrap(position) << 15, EVENT_AT
 
     def _write_wish(self) -> None:
-        EVENT_SUPPRESS.pack_into(self._device_area, 0, *self._wish())
+        publish(self._device_area, 0, EVENT_SUPPRESS.pack(*self._wish()))

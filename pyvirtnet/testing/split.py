@@ -16,7 +16,7 @@ from .layout import (
     U16,
     USED_ELEMENT,
 )
-from .memory import Translate
+from .memory import Translate, publish
 from .queue import Areas, Entry, Exposed, Join, Virtqueue
 from .violation import Violation, Where, words
 
@@ -198,7 +198,7 @@ class SplitQueue(Virtqueue):
             for chain, _ in batch:
                 for at, _ in self._in_flight.pop(chain.head).entries:
                     del self._owner[at]
-        U16.pack_into(self._used, 2, self._given)
+        publish(self._used, 2, U16.pack(self._given))
         return self._wants_interrupt(old)
 
     def _check_own(self) -> None:
@@ -235,7 +235,8 @@ class SplitQueue(Virtqueue):
         return 4 + 8 * self.size, (self._seen + ahead) & 0xFFFF
 
     def _write_wish(self) -> None:
-        U16.pack_into(self._used, *self._wish())
+        at, wish = self._wish()
+        publish(self._used, at, U16.pack(wish))
 
     # Helpers
 
