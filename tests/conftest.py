@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 from nic import Nic, finish
 
-# These run no driver in the process of the tests: with sanitizers they are left out.
+# These run no driver in the process of the tests, or measure what its memory takes, of which a
+# sanitizer's own is most: with sanitizers they are left out.
 APART = (
     "bench",
     "bind*",
     "conformance",
     "demo",
     "layering",
+    "memory",
     "model_*",
     "package",
+    "soak",
     "source",
     "vhost_dpdk",
     "vm_tool",

@@ -5,7 +5,7 @@ import doctest
 import pytest
 from driven import User, comes_back, conserved
 from model_driver import Driver
-from nic import Nic, frames
+from nic import PLAIN, Nic, frames
 
 from pyvirtnet.testing import DEFAULT_FEATURES, MISDEEDS, HostileDevice, Violation, hostile, mask
 
@@ -52,7 +52,9 @@ def test_a_random_life_with_a_hostile_device(seed):
 @pytest.mark.parametrize("name", MISDEEDS)
 def test_each_misdeed_is_survived(name, start_index):
     """Its occasions come: frames in flight both ways, chains among them."""
-    device = HostileDevice(seed=1, rate=0.0, start_index=start_index, queue_sizes=(32, 32))
+    device = HostileDevice(
+        features=PLAIN, seed=1, rate=0.0, start_index=start_index, queue_sizes=(32, 32)
+    )
     nic = Nic(device)
     user = User(nic, 2)
     try:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .layout import MRG_RXBUF
+from .layout import IN_ORDER, MRG_RXBUF
 from .misdeeds import MISDEEDS, NoOccasion, RingMisdeeds
 from .register_misdeeds import RegisterMisdeeds
 from .rules import HEADER
@@ -109,7 +109,8 @@ class HostileDevice(RegisterMisdeeds):
         if what == "take":
             return f"takes {len(self.take(self.rng.randint(1, 8), pair=pair))}"
         count = self.rng.randint(1, 8)
-        return f"completes {self.complete(count, 'shuffled', pair=pair)}"
+        order = "fifo" if self.accepted & IN_ORDER else "shuffled"
+        return f"completes {self.complete(count, order, pair=pair)}"
 
     def _write_down(self, what: str) -> str:
         self.log.append(what)
