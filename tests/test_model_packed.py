@@ -78,19 +78,6 @@ def first_of_a_list_alone(driver):
     driver.kick(ring)
 
 
-def a_place_left_out(driver):
-    driver.post()
-    one(at=1, name=1, address=BUFFERS + PAGE)(driver)
-    driver.device.check()
-
-
-def a_remainder_of_a_list(driver):
-    """A list that was taken back after its later descriptors were written."""
-    ring = driver.tx
-    ring.describe(ring.next + 1, BUFFERS, 32, 0, ring.available(ring.next + 1))
-    driver.device.check()
-
-
 def more_than_there_is_room_for(driver):
     driver.post(8)
     one(name=0, address=driver.buffer())(driver)
@@ -111,8 +98,6 @@ EXPOSED = [
     (used_bit_too, "AVAIL is the wrap counter and USED its inverse"),
     (flags_of_the_other_lap, "AVAIL is the wrap counter and USED its inverse"),
     (first_of_a_list_alone, "a list's first descriptor is made available last"),
-    (a_place_left_out, "AVAIL is the wrap counter and USED its inverse, in ring order"),
-    (a_remainder_of_a_list, "AVAIL is the wrap counter and USED its inverse, in ring order"),
     (more_than_there_is_room_for, "a list is exposed where the ring has room for all of it"),
     (a_list_longer_than_the_room, "a list is exposed where the ring has room for all of it"),
     (a_list_longer_than_the_ring, "a list is exposed where the ring has room for all of it"),

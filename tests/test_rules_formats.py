@@ -359,7 +359,7 @@ def test_the_order_of_a_packed_publication():
     expose = re.findall(word, body(packed, "void packed_expose("))
     assert expose == ["desc.addr =", "poke64("]  # of the first, with what hides it
     assert re.search(
-        r"unpublished == 0:\n[^\n]*\n\s+shown = [^\n]*_hidden\(",
+        r"unpublished == 0:\n[^\n]*\n\s+word \|= _hidden\(",
         body(packed, "void packed_expose("),
     )
     publish = re.findall(word, body(packed, "bint packed_publish("))
@@ -376,7 +376,7 @@ def test_the_order_of_a_packed_publication():
         if re.search(r"(publish64|poke64)\(&", line)
     ]
     assert stores == [
-        ("_packed.pxd", "poke64(&desc.word, shown)"),
+        ("_packed.pxd", "poke64(&desc.word, word)"),
         ("_packed.pxd", "publish64(&vq.desc[vq.first].word, vq.first_word)"),
-        ("_packed.pyx", "poke64(&vq.desc[vq.avail_next].word,"),
+        ("_packed.pyx", "poke64(&vq.desc[vq.avail_next].word, _hidden(vq.avail_flags))"),
     ]
