@@ -9,20 +9,25 @@ from typing import Any
 import pytest
 from nic import Nic, finish
 
-# These run no driver in the process of the tests, or measure what its memory takes, of which a
-# sanitizer's own is most: with sanitizers they are left out.
+# These run no driver in the process of the tests, or parts of it that are Python alone, or measure
+# what its memory takes, of which a sanitizer's own is most: with sanitizers they are left out.
+# tools/fuzz is run itself.
 APART = (
     "bench",
     "bind*",
     "conformance",
+    "control*",
     "demo",
+    "fuzz",
     "layering",
     "memory",
     "model_*",
     "package",
+    "pktgen*",
     "soak",
     "source",
-    "vhost_dpdk",
+    "vfio_*",
+    "vhost_dpdk*",
     "vm_tool",
 )
 APART_FILES = ["vm", *(f"test_{name}.py" for name in APART)]
@@ -33,6 +38,12 @@ _failed = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rule(*names): what the test holds, see conformance.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of tools/fuzz come last: the losses they stage leave DMA memory behind, and a
+    vhost-user memory table has no room for many regions."""
+    items.sort(key=lambda item: item.path.name == "test_fuzz.py")
 
 
 @pytest.hookimpl(hookwrapper=True)  # the guest's pytest knows no wrapper=
