@@ -2,34 +2,19 @@
 
 import gc
 import json
-import math
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from pyvirtnet import Port, _queue, dma
+from pyvirtnet import Port, dma
 from pyvirtnet.cli import fuzz
 from pyvirtnet.cli._fuzz_caller import Caller
-from pyvirtnet.cli._fuzz_device import FuzzDevice
 from pyvirtnet.cli._fuzz_round import Finding, Round
 from pyvirtnet.testing._liar import Liar
 
 FUZZ = (sys.executable, "-P", "-m", "pyvirtnet.cli.fuzz")
-
-
-def played(seed, number):
-    """One round; what it did, and its tally of errors."""
-    notes = []
-    gc.collect()  # and not in the middle of it, where a finaliser may meet a call
-    gc.disable()
-    one = Round(seed, number, lambda steps, calls: notes.append(steps))
-    try:
-        one.play()
-    finally:
-        gc.enable()
-    return notes, one.errors
 
 
 def play_all(seed, numbers):
@@ -47,19 +32,6 @@ def test_a_short_run_is_clean(seed):
     assert report["rounds"] > 0
     assert report["found"] is None
     assert {"DeviceBroken", "PortClosed", "TypeError"} <= set(report["errors"])
-
-
-def test_a_round_can_be_played_again(monkeypatch):
-    """All that a round without threads and clocks does follows from its seed and number."""
-    monkeypatch.setattr(FuzzDevice, "check", lambda self: None)
-    monkeypatch.setattr(Caller, "wait", lambda self: None)
-    monkeypatch.setattr(Round, "_crowd", lambda self, caller: self._calls(caller, 100))
-    monkeypatch.setattr(Round, "ACCOMPLICES", 0.0)
-    monkeypatch.setattr(Round, "FORKS", 0.0)
-    for clock in ("LOOK_SECONDS", "BUSY_LOOK_SECONDS"):  # looks at the device come with time
-        monkeypatch.setattr(_queue, clock, math.inf)
-    for number in range(8):
-        assert played(5, number) == played(5, number)
 
 
 def reported(capsys, *arguments):
