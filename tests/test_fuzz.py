@@ -17,6 +17,19 @@ from pyvirtnet.testing._liar import Liar
 FUZZ = (sys.executable, "-P", "-m", "pyvirtnet.cli.fuzz")
 
 
+def played(seed, number):
+    """One round; what it did, and its tally of errors."""
+    notes = []
+    gc.collect()  # and not in the middle of it, where a finaliser may meet a call
+    gc.disable()
+    one = Round(seed, number, lambda steps, calls: notes.append(steps))
+    try:
+        one.play()
+    finally:
+        gc.enable()
+    return notes, one.errors
+
+
 def play_all(seed, numbers):
     for number in range(numbers):
         played(seed, number)
