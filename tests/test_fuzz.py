@@ -5,13 +5,16 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from random import Random
 
 import pytest
 
 from pyvirtnet import Port, dma
 from pyvirtnet.cli import fuzz
 from pyvirtnet.cli._fuzz_caller import Caller
+from pyvirtnet.cli._fuzz_device import FuzzDevice
 from pyvirtnet.cli._fuzz_round import Finding, Round
+from pyvirtnet.negotiate import SUPPORTED, parse
 from pyvirtnet.testing._liar import Liar
 
 FUZZ = (sys.executable, "-P", "-m", "pyvirtnet.cli.fuzz")
@@ -156,9 +159,31 @@ def test_a_liar_has_no_ring_outside_of_what_it_was_shown():
     liar.map(1 << 32, 1 << 16, id(memory))
     for addresses in ((0, 0, 0), (1 << 32, 1 << 32, (1 << 32) + 65536)):
         with pytest.raises(LookupError):
-            liar.enable(0, 8, *addresses, 0, True)
-    for size in (0, 3):
+            liar.enable(0, 8, *addresses)
+    for index, size in ((0, 0), (0, 3), (3, 4), (0, 1 << 16)):
         with pytest.raises(ValueError):
-            liar.enable(0, size, 1 << 32, 1 << 32, 1 << 32, 0, True)
+            liar.enable(index, size, 1 << 32, 1 << 32, 1 << 32)
     liar.act(1000)
     assert liar.steps == liar.delivered == liar.faults == 0
+
+
+@pytest.mark.parametrize("start", [0, 0xFFF0])
+@pytest.mark.parametrize("features", [(), ("-ring_packed",), ("-in_order",), ("-mrg_rxbuf",)])
+def test_a_liar_that_does_not_lie_is_a_device(features, start):
+    """What it delivers is received, what it is sent it is done with."""
+    device = FuzzDevice(Random(4), 0.0)
+    device._bits, device.start_index = sum(1 << feature for feature in SUPPORTED), start
+    sent = 0
+    with Port(device, wanted=parse(features)) as port:
+        tx = port.alloc_burst(16, 60)
+        for _ in range(2000):
+            device.act(8)
+            port.recv_burst(64)
+            sent += port.send_burst(tx) + port.send_burst([bytes(9000)])
+        stats = port.stats
+        waiting = device.liar.delivered - stats.rx_frames - stats.rx_runts
+        assert stats.rx_frames > 1000
+        assert 0 <= waiting <= 256
+        assert stats.tx_frames == sent > 1000
+        assert stats.tx_reclaimed >= sent - 256
+        assert device.liar.faults == 0

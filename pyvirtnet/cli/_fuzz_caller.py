@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._burst import Frame, RxBurst, TxBurst
+from .._checksums import checksums_ok, fix_checksums
 from .._headers import swap_flows, swap_macs
 from ..errors import DeviceBroken, DeviceGone, Error, PortClosed
 from ..port import Port
@@ -29,6 +30,7 @@ ALLOWED = (
 )
 KEPT = 48  # things held at once
 PORTS = 3
+MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_broadcast")
 SIZES = (0, 13, 14, 60, 64, 127, 128, 129, 1514, 4083, 4084, 4085, 9014, 65535, 65536)
 
 
@@ -59,6 +61,7 @@ class Caller:
             self.turn: 2,
             self.set_lengths: 2,
             self.ask: 3,
+            self.command: 1,
             self.reclaim: 4,
             self.wait: 1,
             self.cycle: 2,
@@ -148,7 +151,7 @@ class Caller:
         """Close a port, and open another beside it or in its place."""
         old = self.port
         old.close()
-        port = self._another()
+        port = self._another() or self._another() or self._another()
         if port is None:
             return
         if len(self.ports) < PORTS or self.random.random() < 0.2:
@@ -162,6 +165,24 @@ class Caller:
         repr(getattr(port, name))
         port.info()
 
+    def command(self) -> None:
+        """What goes through the control queue."""
+        port = self.port
+        kind = self.random.randrange(7)
+        if kind < 2:
+            setattr(port, self.random.choice(MODES), self.random.random() < 0.5)
+        elif kind == 2:
+            port.mac_filter = [bytes(self.random.choice((6, 6, 6, 5))) for _ in range(3)]
+        elif kind == 3:
+            port.mac = self.random.choice((bytes(6), b"\1" * 6, b"", "02:00:00:00:00:01"))
+        elif kind == 4:
+            port.coalesce(rx_usecs=self.random.choice((0, 50, 1 << 32)))
+        elif kind == 5:
+            repr(port.device_stats())
+        else:
+            repr(port.events())
+            port.announce([bytes(60)])
+
     def set_lengths(self) -> None:
         burst = self.any_of(TxBurst)
         if burst is not None:
@@ -173,7 +194,7 @@ class Caller:
     def turn(self) -> None:
         """Header work in place."""
         burst = self.any_of(RxBurst, TxBurst)
-        self.random.choice((swap_macs, swap_flows))(burst)
+        self.random.choice((swap_macs, swap_flows, fix_checksums, checksums_ok))(burst)
 
     def read(self) -> None:
         if self.kept:

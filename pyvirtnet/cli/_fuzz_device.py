@@ -17,7 +17,27 @@ from ..spec import Feature, NetConfig, Status
 from ..testing._liar import Liar
 from ..transport.base import Doorbell, QueueAddresses, Transport
 
-OFFERED = (Feature.MAC, Feature.STATUS, Feature.MTU, Feature.SPEED_DUPLEX, Feature.MRG_RXBUF)
+LIKELY = (Feature.MAC, Feature.STATUS, Feature.MTU, Feature.SPEED_DUPLEX, Feature.MRG_RXBUF)
+COMMANDS = (
+    Feature.CTRL_RX,
+    Feature.CTRL_RX_EXTRA,
+    Feature.CTRL_MAC_ADDR,
+    Feature.GUEST_ANNOUNCE,
+    Feature.MQ,
+    Feature.RSS,
+    Feature.NOTF_COAL,
+    Feature.VQ_NOTF_COAL,
+    Feature.DEVICE_STATS,
+)
+AT_TIMES = (
+    Feature.CTRL_VQ,
+    Feature.RING_PACKED,
+    Feature.IN_ORDER,
+    Feature.EVENT_IDX,
+    Feature.INDIRECT_DESC,
+    Feature.NOTIFICATION_DATA,
+)
+CONTROL = 2  # the control queue's place, whatever its index is
 STARTS = (0, 0xFFF0, 0x7FFF)
 BELLS = ("call", "eventfd", "mmio16")
 
@@ -40,11 +60,14 @@ class FuzzDevice(Transport, dma.Mapper):
         self.closed = self._resting = False
         self._lies, self._random = lies, Random(random.random())
         self._whims = Random(random.random())  # of answers to what is asked at times
+        self._bits = _features(random)
         self._size = 1 << random.choice((1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 10))
-        self._bits = 1 << Feature.VERSION_1 | sum(1 << f for f in OFFERED if random.random() < 0.8)
-        self._mtu = random.choice((68, 1500, 9000, 65535)).to_bytes(2, "little")
+        if self._bits >> Feature.RING_PACKED & 1:
+            self._size += random.randrange(self._size)
+        self._mtu = random.choice((68, 1500, 9000, 65535))
+        self._pairs = random.choice((1, 1, 2, 0x8000))
         self._bell = random.choice(BELLS)
-        self._bar = ctypes.c_uint16()  # what an mmio16 doorbell stores to
+        self._bar = ctypes.c_uint32()  # what an mmio16 doorbell stores to
         self._accepted = self._status = 0
         self._maps: dict[int, mmap.mmap] = {}
         self._fds: dict[int | None, int] = {}
@@ -119,7 +142,9 @@ class FuzzDevice(Transport, dma.Mapper):
 
     def read_config(self, offset: int, length: int) -> bytes:
         config = bytearray(self._random.randbytes(32))
-        config[NetConfig.MTU : NetConfig.MTU + 2] = self._mtu
+        fixed = {NetConfig.MTU: self._mtu, NetConfig.MAX_QUEUE_PAIRS: self._pairs}
+        for at, value in fixed.items():
+            config[at : at + 2] = value.to_bytes(2, "little")
         return bytes(config[offset : offset + length])
 
     def queue_max_size(self, index: int) -> int:
@@ -128,18 +153,25 @@ class FuzzDevice(Transport, dma.Mapper):
         return self._size
 
     def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
-        rings = (addresses.descriptors, addresses.driver, addresses.device)
-        mergeable = bool(self._accepted >> Feature.MRG_RXBUF & 1)
-        packed = self._accepted >> Feature.RING_PACKED & 1
-        if index < 2 and not packed:  # what else it has offered without having it, stands still
-            with self._liars() as liars:
-                for liar in liars:
-                    liar.enable(index, addresses.size, *rings, self.start_index, mergeable)
-        if self._bell == "call":
-            return Doorbell("call", self._kicked, index)
+        with self._liars() as liars:
+            for liar in liars:
+                liar.enable(
+                    min(index, CONTROL),
+                    addresses.size,
+                    addresses.descriptors,
+                    addresses.driver,
+                    addresses.device,
+                    start=self.start_index,
+                    packed=self._has(Feature.RING_PACKED),
+                    in_order=self._has(Feature.IN_ORDER),
+                    mergeable=self._has(Feature.MRG_RXBUF),
+                )
+        data = self._has(Feature.NOTIFICATION_DATA)
+        if self._bell == "call" or index >= CONTROL:
+            return Doorbell("call", self._kicked, index, data)
         if self._bell == "eventfd":
-            return Doorbell("eventfd", self.interrupt_fd(index + 2), index)
-        return Doorbell("mmio16", ctypes.addressof(self._bar), index)
+            return Doorbell("eventfd", self.interrupt_fd(index + CONTROL), index)
+        return Doorbell("mmio16", ctypes.addressof(self._bar), index, data)
 
     def interrupt_fd(self, index: int | None) -> int:
         if self.closed:
@@ -169,10 +201,22 @@ class FuzzDevice(Transport, dma.Mapper):
 
     def _kicked(self, index: int) -> None:
         if self._resting:
+            self.liar.answer()
             return
-        self.act(self._random.randrange(8))
+        self.act(self._random.randrange(8) if index & 0xFFFF < CONTROL else 40)
         if self.on_kick is not None:
             self.on_kick()
 
+    def _has(self, feature: Feature) -> bool:
+        return bool(self._accepted >> feature & 1)
+
     def _lie(self) -> bool:
         return self._random.random() < self._lies / 100
+
+
+def _features(random: Random) -> int:
+    """What a device offers; a driver can take any of it."""
+    bits = 1 << Feature.VERSION_1
+    for features, chance in ((LIKELY, 0.8), (COMMANDS, 0.8), (AT_TIMES, 0.4)):
+        bits |= sum(1 << feature for feature in features if random.random() < chance)
+    return bits

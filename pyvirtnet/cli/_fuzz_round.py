@@ -21,7 +21,7 @@ from ._fuzz_caller import Caller
 from ._fuzz_device import FuzzDevice
 
 LIES = (0.0, 0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.5)  # chances of a lie a step
-TURNS = (0, 1, 2, 4, 8, 32)  # of a device, between two calls
+TURNS = (0, 1, 4, 8, 16, 64)  # of a device, between two calls
 ASIDE = (2000, 2000)  # an accomplice's turns, and moments of idleness after each, at a time
 
 

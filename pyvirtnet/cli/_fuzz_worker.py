@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gc
 import json
 import mmap
 import os
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ..control import control, events
 from ..port import open as open_port
 from ._fuzz_round import Finding, InChild, Round
 
@@ -114,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, required=True)
     args = parser.parse_args(argv)
     faulthandler.enable()
+    gc.freeze()  # modules are no garbage: collections look at the rounds' own objects
+    vars(control)["ANSWER_SECONDS"] = 0.01  # devices that don't answer are many
+    vars(events)["ANNOUNCE_SECONDS"] = 0.01
     worker = Worker(args.seed, Progress(args.fd))
     try:
         found = worker.run(args.first, args.rounds, args.seconds, args.steps)

@@ -1,4 +1,4 @@
-"""A lying device's side of split rings, at C speed."""
+"""A lying device's side of rings, at C speed."""
 
 class Liar:
     def __init__(self, seed: int, lies: float, *, polite: bool = False) -> None: ...
@@ -11,11 +11,15 @@ class Liar:
         table: int,
         driver: int,
         device: int,
-        start: int,
-        mergeable: bool,
+        *,
+        start: int = 0,
+        packed: bool = False,
+        in_order: bool = False,
+        mergeable: bool = False,
     ) -> None: ...
     def disable(self, index: int) -> None: ...
     def act(self, turns: int, pause: int = 0) -> None: ...
+    def answer(self) -> None: ...
     @property
     def steps(self) -> int: ...
     @property
