@@ -76,7 +76,7 @@ def test_kicks_only_where_the_device_wants_them(features):
 
 
 @pytest.mark.parametrize("features", ["event_idx", "ring_packed event_idx"])
-@pytest.mark.parametrize("places", [1, 2, 3, 6])
+@pytest.mark.parametrize("places", [1, 2, 3, 6, 9])
 @pytest.mark.parametrize("start", [0, 0xFFFC])
 def test_a_kick_where_the_device_asked_for_it(features, places, start):
     """It asks for one some places ahead; the command that gets there kicks."""
@@ -149,6 +149,22 @@ def test_ctrl_c_while_waiting_leaves_a_working_queue(features, monkeypatch):
             made.control.ask(*OFF)
         monkeypatch.undo()
         made.answer()
+        made.control.ask(*ON)
+        assert [data for _, _, data in made.device.control.commands] == [b"\0", b"\1"]
+
+
+@pytest.mark.parametrize("features", FORMATS, ids=names)
+def test_a_kick_that_ctrl_c_prevented_is_made_good(features, monkeypatch):
+    with commander(*features) as made:
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pyvirtnet.control.queue.ring", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made.control.ask(*OFF)
+        monkeypatch.undo()
+        assert made.device.control.commands == []
         made.control.ask(*ON)
         assert [data for _, _, data in made.device.control.commands] == [b"\0", b"\1"]
 

@@ -1,11 +1,21 @@
 """Commands beside filters: RSS, queue pairs, offloads, coalescing, statistics, announcements."""
 
+import struct
+
 import pytest
 from commands import ALL, commander
 from nic import frames
 
-from pyvirtnet import Coalescing, CommandRefused, DeviceTimeout, Feature, HashType, Rss
-from pyvirtnet.control import Tuning
+from pyvirtnet import (
+    Coalescing,
+    CommandRefused,
+    DeviceBroken,
+    DeviceTimeout,
+    Feature,
+    HashType,
+    Rss,
+)
+from pyvirtnet.control import Tuning, statistics
 from pyvirtnet.testing import NetDevice
 from pyvirtnet.testing.control import HASH_TYPES
 
@@ -116,6 +126,22 @@ def test_coalescing(port, unit):
     ]
 
 
+def test_a_setting_for_all_queues_of_a_side_leaves_the_other_side(port, unit):
+    port.coalesce(tx_usecs=1, tx_frames=2, pair=0)
+    port.coalesce(rx_usecs=3, rx_frames=4)
+    port.reset()
+    assert unit.coalescing == {0: (4, 3), 1: (2, 1)}
+
+
+def test_the_last_word_on_steering_is_the_last_after_a_reset_too(port, unit):
+    port.rss = Rss()
+    port._control.set_pairs(1)
+    port.rss = wanted = Rss([0, 0])
+    port.reset()
+    assert port.rss == wanted
+    assert [number for group, number, _ in unit.commands if group == 4][-2:] == [0, 1]
+
+
 @pytest.mark.rule("CVQ-037")
 @pytest.mark.parametrize(
     "arguments",
@@ -145,6 +171,61 @@ def test_what_a_refused_question_gave_is_ignored(port, unit):
         port.coalescing()
     with pytest.raises(CommandRefused, match="which statistics"):
         port.device_stats()
+
+
+def entry(kind, queue, *counters, size=None):
+    size = 8 + 8 * len(counters) if size is None else size
+    return struct.pack(f"<BBHHH{len(counters)}Q", kind, 0, queue, 0, size, *counters)
+
+
+SIX, FOUR, TWO = range(6), range(4), range(2)
+WHOLE = entry(0, 0, *SIX) + entry(1, 0, *FOUR) + entry(2, 0, *FOUR) + entry(3, 0, *TWO)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        WHOLE[:-1],
+        WHOLE[:-16],
+        WHOLE + b"\0",
+        WHOLE + entry(16, 0, *SIX),
+        WHOLE + entry(4, 0, 1),
+        WHOLE + entry(0, 0, *SIX),
+        WHOLE[:-24] + entry(3, 1, *TWO),
+        WHOLE[:-24] + entry(3, 0, 1),
+        WHOLE[:-24] + entry(3, 0, *TWO, size=0),
+        WHOLE[:-24] + entry(3, 0, *TWO, size=23) + b"\0\0",
+        WHOLE[:-24] + entry(3, 0, *TWO, size=32),
+        WHOLE[:-24] + entry(3, 0, *TWO, size=0xFFF8),
+    ],
+    ids=range(13),
+)
+def test_statistics_that_nobody_asked_for(reply):
+    assert len(statistics.parse(0, 0xF, WHOLE)) == 16
+    with pytest.raises(ValueError):
+        statistics.parse(0, 0xF, reply)
+
+
+def test_statistics_of_another_queue_than_was_asked(nic, port):
+    inner = nic.device.control.execute
+    nic.device.control.execute = lambda data, *rest: (
+        b"\0" + WHOLE if data[:4] == b"\x08\1\1\0" else inner(data, *rest)
+    )
+    with pytest.raises(DeviceBroken, match=r"56 bytes for queue 0 .5\.1\.6\.5\.10"):
+        port.device_stats()
+    nic.device.control.execute = inner
+    assert port.device_stats()["rx0"]["drop_overruns"] == 5
+
+
+def test_statistics_that_have_grown(nic, port):
+    inner = nic.device.control.execute
+    grown = entry(0, 0, *SIX, 99, 98) + WHOLE[56:]
+    nic.device.control.execute = lambda data, *rest: (
+        b"\0" + grown if data[:4] == b"\x08\1\0\0" else inner(data, *rest)
+    )
+    stats = port.device_stats()["rx0"]
+    assert [stats["drop_overruns"], stats["csum_valid"], len(stats)] == [5, 0, 16]
 
 
 @pytest.mark.rule("CVQ-042", "CVQ-043", "CVQ-044")
