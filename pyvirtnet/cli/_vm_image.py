@@ -22,7 +22,9 @@ from pathlib import Path
 from ..errors import Error
 from ._vm_cpio import Archive
 
+DEFAULT = "debian12"  # the recipe that others add to
 SUITE = "bookworm"
+_XZ = b"\xfd7zXZ"
 _FORMAT = "1"  # part of the cache key; raised when this file builds something else of a recipe
 _DISK_SIZE = "2G"  # sparse
 _SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -30,12 +32,16 @@ _SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 @dataclass(frozen=True)
 class Image:
-    """A built guest image; `python` is the version of its python3, as "3.11"."""
+    """A built guest image; `python` is the version of its python3, as "3.11".
+
+    `headers` are its Python's, where the recipe has them: a package can be compiled for it.
+    """
 
     kernel: Path
     initrd: Path
     disk: Path
     python: str
+    headers: Path
 
 
 def project() -> Path:
@@ -85,16 +91,24 @@ def exclusive(name: str) -> Iterator[None]:
 
 
 def image(addition: str = "") -> Image:
-    """The image of the present recipe, built if it is not in the cache. `addition` names a folder
-    of vm-images/ with more packages."""
-    recipes = [project() / "vm-images" / name for name in ("debian12", addition) if name]
+    """The image of the present recipe, built if it is not in the cache.
+
+    `addition` names a folder of vm-images/ that adds to debian12's recipe: more packages, modules
+    and a customize script; a suite, where it is another one.
+    """
+    recipes = [project() / "vm-images" / name for name in (DEFAULT, addition) if name]
+    recipes = list(dict.fromkeys(recipes))
+    if not recipes[-1].is_dir():
+        known = ", ".join(sorted(path.name for path in recipes[0].parent.iterdir()))
+        raise Error(f"there is no image {addition}", f"known are {known}", "take one of these")
     folder = cache() / f"image-{_key(recipes)}"
     if not folder.is_dir():
         with exclusive("image"):
             if not folder.is_dir():
                 _build(recipes, folder)
     facts = json.loads((folder / "facts.json").read_text())
-    return Image(folder / "vmlinux", folder / "initrd.cpio", folder / "root.ext4", facts["python"])
+    boot = folder / "vmlinux", folder / "initrd.cpio", folder / "root.ext4"
+    return Image(*boot, facts["python"], folder / "include")
 
 
 def _key(recipes: list[Path]) -> str:
@@ -118,10 +132,11 @@ def _build(recipes: list[Path], folder: Path) -> None:
     part.mkdir()
     root = part / "root"
     try:
-        stage(f"installing Debian {SUITE} with mmdebstrap (a minute or two)")
+        stage(f"installing Debian {_suite(recipes)} with mmdebstrap (a minute or two)")
         _debootstrap(recipes, root, stage)
         stage("unpacking the kernel and packing the initial file system")
-        facts = _boot_files(recipes[0], root, part)
+        facts = _boot_files(recipes, root, part)
+        _keep_headers(root, part / "include")
         stage("writing the root disk")
         disk = part / "root.ext4"
         mke2fs = find_program("mke2fs", "e2fsprogs")
@@ -148,20 +163,27 @@ def _as_root(*command: str) -> None:
         ) from error
 
 
-def _words(path: Path) -> list[str]:
-    lines = (line.strip() for line in path.read_text().splitlines())
+def _words(recipes: list[Path], name: str) -> list[str]:
+    """What the recipes' files of that name list, comments left out."""
+    files = [recipe / name for recipe in recipes if (recipe / name).exists()]
+    lines = (line.strip() for file in files for line in file.read_text().splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def _suite(recipes: list[Path]) -> str:
+    return [SUITE, *_words(recipes, "suite")][-1]
+
+
 def _debootstrap(recipes: list[Path], root: Path, stage: Callable[[str], None]) -> None:
-    packages = [word for each in recipes for word in _words(each / "packages")]
-    recipe = recipes[0]
+    packages = _words(recipes, "packages")
     command = [] if os.geteuid() == 0 else ["sudo"]
     command += [find_program("mmdebstrap", "mmdebstrap"), "--variant=minbase", "--mode=root"]
     command += ["--include=" + ",".join(packages)]
-    command += [f"--dpkgopt=path-exclude={path}" for path in _words(recipe / "exclude")]
+    command += [f"--dpkgopt=path-exclude={path}" for path in _words(recipes, "exclude")]
     command += ['--aptopt=Acquire::Languages "none"', "--dpkgopt=force-unsafe-io"]
-    command += [f'--customize-hook={recipe / "customize"} "$1"', SUITE, str(root)]
+    hooks = [recipe / "customize" for recipe in recipes if (recipe / "customize").exists()]
+    command += [f'--customize-hook={hook} "$1"' for hook in hooks]
+    command += [_suite(recipes), str(root)]
     printed: deque[str] = deque(maxlen=15)
     with subprocess.Popen(
         command,
@@ -184,12 +206,18 @@ def _debootstrap(recipes: list[Path], root: Path, stage: Callable[[str], None]) 
         )
 
 
-def _boot_files(recipe: Path, root: Path, out: Path) -> dict[str, str]:
+def _keep_headers(root: Path, out: Path) -> None:
+    """Python's headers, if the guest has them, and where Debian keeps what is the processor's."""
+    for folder in (root / "usr/include").glob("**/python3.*"):
+        shutil.copytree(folder, out / folder.relative_to(root / "usr/include"))
+
+
+def _boot_files(recipes: list[Path], root: Path, out: Path) -> dict[str, str]:
     """Writes vmlinux and initrd.cpio; says what the rest must know of the guest."""
     (compressed,) = (root / "boot").glob("vmlinuz-*")
     (out / "vmlinux").write_bytes(_decompress(compressed.read_bytes()))
     modules = root / "usr/lib/modules" / compressed.name.removeprefix("vmlinuz-")
-    order = _load_order(modules, _words(recipe / "modules"))
+    order = _load_order(modules, _words(recipes, "modules"))
     with open(out / "initrd.cpio", "wb") as file, Archive(file) as archive:
         for name in ("dev", "proc", "root", "payload/root", "payload/run"):
             archive.folder(name)
@@ -197,9 +225,12 @@ def _boot_files(recipe: Path, root: Path, out: Path) -> dict[str, str]:
         for applet in ("sh", "mount", "umount", "insmod", "cp", "sleep", "switch_root", "poweroff"):
             archive.link(f"bin/{applet}", "busybox")
         for path in order:
-            archive.file(f"modules/{path.name}", path.read_bytes())
-        archive.file("modules/order", "".join(f"{path.name}\n" for path in order).encode())
-        archive.file("init", (recipe / "initrd-init").read_bytes(), 0o755)
+            packed = path.suffix == ".xz"  # which busybox's insmod can't read
+            content = lzma.decompress(path.read_bytes()) if packed else path.read_bytes()
+            archive.file(f"modules/{path.name.removesuffix('.xz')}", content)
+        names = (f"{path.name.removesuffix('.xz')}\n" for path in order)
+        archive.file("modules/order", "".join(names).encode())
+        archive.file("init", (recipes[0] / "initrd-init").read_bytes(), 0o755)
     python = os.readlink(root / "usr/bin/python3").removeprefix("python")
     return {"python": python, "kernel": modules.name}
 
@@ -208,10 +239,14 @@ def _decompress(bzimage: bytes) -> bytes:
     """The ELF kernel in a bzImage: QEMU starts it directly, and no guest has to unpack it.
 
     Linux's boot protocol: sectors of set-up code at 0x1f1, payload offset and length at 0x248.
+    A kernel that is not packed with xz is left to the guest, which unpacks the others quickly.
     """
     offset, length = struct.unpack_from("<II", bzimage, 0x248)
     start = (bzimage[0x1F1] + 1) * 512 + offset
-    return lzma.LZMADecompressor().decompress(bzimage[start : start + length])
+    payload = bzimage[start : start + length]
+    if not payload.startswith(_XZ):
+        return bzimage
+    return lzma.LZMADecompressor().decompress(payload)
 
 
 def _load_order(modules: Path, wanted: list[str]) -> list[Path]:

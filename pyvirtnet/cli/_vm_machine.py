@@ -15,11 +15,14 @@ MAX_PORTS = 16
 
 @dataclass(frozen=True)
 class Machine:
-    """What a guest runs on. Ports 0 and 1 are cabled together on a hub, then 2 and 3, and so on."""
+    """What a guest runs on. Ports 0 and 1 are cabled together on a hub, then 2 and 3, and so on.
+
+    `port_opts` are for every NIC, or, separated by "|", one after the other for the first ones.
+    """
 
     ports: int = 2
     link: Literal["hub", "tap", "dgram"] = "hub"
-    iommu: Literal["intel", "none"] = "intel"
+    iommu: Literal["intel", "virtio", "none"] = "intel"
     port_opts: str = ""
     queues: int = 1
     accel: Literal["auto", "kvm", "tcg"] = "auto"
@@ -46,6 +49,8 @@ class Machine:
         arguments = [*self._accelerator(), "-m", str(self.memory), "-smp", str(self.cpus)]
         if self.iommu == "intel":  # first: it must exist before what it translates for
             arguments += ["-device", "intel-iommu,intremap=on,device-iotlb=on"]
+        elif self.iommu == "virtio":
+            arguments += ["-device", "virtio-iommu-pci,addr=1a.0"]
         for port in range(self.ports):
             if self.hotplug:
                 slot = f"addr={FIRST_SLOT + port:#x},chassis={port + 1}"
@@ -76,9 +81,9 @@ class Machine:
             options.append("iommu_platform=on")
         if self.queues > 1:
             options += ["mq=on", f"vectors={2 * self.queues + 2}"]
-        if self.port_opts:
-            options.append(self.port_opts)
-        return ",".join(options)
+        each = self.port_opts.split("|")
+        extra = each[0] if len(each) == 1 else "".join(each[port : port + 1])
+        return ",".join([*options, extra] if extra else options)
 
 
 def mac(port: int) -> str:

@@ -17,29 +17,31 @@ from pathlib import Path
 
 from ..errors import Error
 from ._vm_cpio import Archive
+from ._vm_cross import recompile
 from ._vm_image import Image, cache, exclusive, project, say
 
+OURS = f"{sys.version_info.major}.{sys.version_info.minor}"
 _KEPT = 8  # packages of earlier states of the sources
 _KEPT_BUILDS = 3  # build folders, of so many clones
 
 
 def payload(image: Image) -> Path:
     """The archive for the present sources, built if it is not in the cache."""
-    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if ours != image.python:
+    if image.python != OURS and not image.headers.is_dir():
         raise Error(
             "the guest cannot import this package",
-            f"it is built for Python {ours}, and the guest has Python {image.python}",
+            f"it is built for Python {OURS}, and the guest has Python {image.python}",
             f"rm -rf .venv, apt-get install python{image.python}-venv python{image.python}-dev, "
-            "then run this again",
+            "then run this again; or --image debian13, which any Python can build for",
         )
-    archive = cache() / f"package-{_key()}.cpio"
+    other = "" if image.python == OURS else f"-{image.python}"
+    archive = cache() / f"package-{_key()}{other}.cpio"
     if archive.exists():
         archive.touch()
     else:
         with exclusive("package"):
             if not archive.exists():
-                _build(archive, image.python)
+                _build(archive, image)
     return archive
 
 
@@ -62,24 +64,28 @@ def _key() -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(archive: Path, python: str) -> None:
+def _build(archive: Path, image: Image) -> None:
     start = time.monotonic()
     say("building the package for the guest")
+    build = _build_folder()
     with tempfile.TemporaryDirectory(prefix="pyvirtnet-wheel-") as name:
         folder = Path(name)
-        (wheel,) = _wheel(folder).glob("*.whl")
+        (wheel,) = _wheel(folder, build).glob("*.whl")
         tree = folder / "tree"
         with zipfile.ZipFile(wheel) as file:
             file.extractall(tree)
-        compileall.compile_dir(
-            tree,
-            quiet=1,
-            stripdir=str(tree),
-            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-        )
+        if image.python == OURS:
+            compileall.compile_dir(
+                tree,
+                quiet=1,
+                stripdir=str(tree),
+                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+            )
+        else:
+            recompile(tree, build, image.python, image.headers)
         part = archive.with_suffix(".part")
         with open(part, "wb") as out, Archive(out) as writer:
-            writer.tree(f"payload/root/usr/local/lib/python{python}/dist-packages", tree)
+            writer.tree(f"payload/root/usr/local/lib/python{image.python}/dist-packages", tree)
         part.rename(archive)
     _prune("package-*.cpio", _KEPT)
     _prune("build-*", _KEPT_BUILDS)
@@ -99,14 +105,18 @@ def _age(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _wheel(folder: Path) -> Path:
-    """Builds the wheel into `folder`, in the build folder of the editable install if there is one:
-    then only what has changed is compiled."""
+def _build_folder() -> Path:
+    """That of the editable install, if there is one: then only what has changed is compiled."""
     build = Path(sys.prefix) / "build"
     if not build.is_dir():
         build = cache() / f"build-{hashlib.sha256(bytes(project())).hexdigest()[:8]}"
         build.mkdir(exist_ok=True)
         os.utime(build)  # the newest one, and not to be pruned
+    return build
+
+
+def _wheel(folder: Path, build: Path) -> Path:
+    """Builds the wheel into `folder`."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps"]
     command += ["--disable-pip-version-check", "--wheel-dir", str(folder)]
     command += [f"--config-settings=build-dir={build}", str(project())]

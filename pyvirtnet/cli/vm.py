@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import Error
 from ._vm_guest import Guest, Sink
-from ._vm_image import image, say
+from ._vm_image import DEFAULT, image, say
 from ._vm_link import TapNamespace, address
 from ._vm_machine import Machine, bdf, mac
 from ._vm_package import payload
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     try:
         if options.action == "build":
-            say(f"the image is in {image().disk.parent}")
+            say(f"the image is in {image(options.image).disk.parent}")
             return 0
         return _run(options)
     except Error as error:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tools/vm", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="build|run")
-    actions.add_parser("build", help="build the guest image, if it is not in the cache")
+    build = actions.add_parser("build", help="build the guest image, if it is not in the cache")
     run = actions.add_parser(
         "run",
         help="run a command in a guest",
@@ -60,11 +60,15 @@ def _parser() -> argparse.ArgumentParser:
         usage="tools/vm run [OPTIONS] -- CMD…",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    for action in (build, run):
+        about = "which guest: a folder of vm-images/"
+        action.add_argument("--image", default=DEFAULT, metavar="NAME", help=about)
     add = run.add_argument
     add("--ports", type=int, default=2, metavar="N", help="NICs, at 0000:00:04.0 and up")
     add("--link", choices=["hub", "tap", "dgram"], default="hub", help="what they are cabled to")
-    add("--iommu", choices=["intel", "none"], default="intel", help="the virtual IOMMU")
-    add("--port-opts", default="", metavar="STR", help="QEMU's options for every NIC, as a=b,c=d")
+    add("--iommu", choices=["intel", "virtio", "none"], default="intel", help="the virtual IOMMU")
+    about = "QEMU's options for every NIC, as a=b,c=d; or for one after the other, as a=b|c=d"
+    add("--port-opts", default="", metavar="STR", help=about)
     add("--queues", type=int, default=1, metavar="N", help="queue pairs of every NIC (tap only)")
     add("--accel", choices=["auto", "kvm", "tcg"], default="auto", help="KVM or emulation")
     add("--share", type=Path, metavar="DIR", help="a folder for /mnt/share, read and write")
@@ -91,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
         options.cpus,
         options.hotplug,
     )
-    system = image()
+    system = image(options.image)
     package = payload(system)
     with ExitStack() as stack:
         prefix: list[str] = []

@@ -1,7 +1,8 @@
 """Where the tests of this folder run: in a guest. On the host each is replayed from there.
 
 A module says what its guest must look like: MACHINE = {"ports": 2, "link": "hub", "iommu": "intel",
-"port_opts": "", "queues": 1, "memory": 1536, "cpus": 2, "hotplug": False, "timeout": 900}; left
+"port_opts": "", "queues": 1, "memory": 1536, "cpus": 2, "hotplug": False, "image": "debian12",
+"timeout": 900}; left
 out is the default.
 Modules with equal MACHINE share one boot.
 """

@@ -119,8 +119,8 @@ class GuestSession:
     def _start(self, items: list[pytest.Item]) -> None:
         wanted = json.loads(_key(items[0]))
         timeout = wanted.pop("timeout", TIMEOUT)
+        system = image(wanted.pop("image", ""))
         machine = Machine(**wanted)
-        system = image()
         package = payload(system)
         prefix: list[str] = []
         if machine.link == "tap":
