@@ -15,13 +15,12 @@ import mmap
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterator
 from threading import Lock, RLock
 
 from .errors import OutOfMemory
+from .hugepages import HUGE_PAGE, open_together
 
-HUGE_PAGE = 2 << 20
 SMALL_PAGE = mmap.PAGESIZE
 PHYSICAL = os.sysconf("SC_PHYS_PAGES") * SMALL_PAGE  # bytes of memory that the machine has
 END_IOVA = 1 << 38  # half of what the smallest virtual IOMMU can address
@@ -74,6 +73,8 @@ class Region:
 
 class Mapper(ABC):
     """Who makes memory visible to a device: a VFIO container, a vhost-user memory table."""
+
+    physical: bool = False  # it translates nothing: a region's iova must be its physical address
 
     @abstractmethod
     def map(self, region: Region) -> None:
@@ -155,6 +156,8 @@ class Memory:
     def _create(self, size: int) -> Region:
         if size > PHYSICAL:  # populating it would not fail: the kernel would kill processes
             raise self._out_of_memory(size, f"the machine has {PHYSICAL >> 10} KiB")
+        if any(mapper.physical for mapper in self._mappers):
+            return self._create_together(size)
         iova = self._reserve(size)
         for page_size, flags in ((HUGE_PAGE, os.MFD_HUGETLB), (SMALL_PAGE, 0)):
             rounded = -(-size // page_size) * page_size
@@ -169,6 +172,18 @@ class Memory:
                 if flags == 0:
                     raise self._out_of_memory(size, error.strerror or str(error)) from error
         raise AssertionError("unreachable")
+
+    def _create_together(self, size: int) -> Region:
+        pages = -(-size // HUGE_PAGE)
+        try:
+            fd, iova = open_together(pages)
+            return Region(fd, pages * HUGE_PAGE, HUGE_PAGE, iova)
+        except OSError as error:
+            raise OutOfMemory(
+                f"cannot allocate {pages} huge pages that lie together in physical memory",
+                f"{error.strerror}; without an IOMMU the device needs such",
+                "as root: echo 128 > /proc/sys/vm/nr_hugepages, soon after boot",
+            ) from error
 
     def _reserve(self, size: int) -> int:
         """Bus addresses for a region: not those used last, where a late device might write."""
@@ -198,101 +213,7 @@ class Memory:
         os.close(fd)
 
 
-class Block:
-    """A piece of an arena, zeroed; it goes back when the last reference to it does."""
-
-    __slots__ = ("_arena", "_offset", "_region", "_size", "address", "iova")
-
-    def __init__(self, arena: Arena, region: Region, offset: int, size: int) -> None:
-        self._arena, self._region, self._offset, self._size = arena, region, offset, size
-        self.address, self.iova = region.address + offset, region.iova + offset
-        ctypes.memset(self.address, 0, size)
-
-    def __del__(self) -> None:
-        self._arena.give(self._region, self._offset, self._size)
-
-
-class Arena:
-    """DMA memory of any size, for frames to be sent: first fit in regions of half a MiB or more."""
-
-    REGION = 1 << 19
-    LINE = 64
-
-    def __init__(self, source: Memory) -> None:
-        self._source = source
-        self._gaps: dict[Region, list[tuple[int, int]]] = {}  # (offset, size), by offset
-        self._returned: deque[tuple[Region, int, int]] = deque()
-        self.forget()
-
-    def forget(self) -> None:
-        """In a forked child: its memory is no device's, and who held the lock is not here."""
-        self._lock, self._inside = RLock(), False
-        self._gaps.clear()
-
-    def take(self, size: int) -> Block:
-        """`size` bytes on a cache line of their own."""
-        size = -(-size // self.LINE) * self.LINE
-        with self._lock:
-            if self._inside:  # in a signal handler or finaliser in the middle of another take()
-                return Block(self, self._source.allocate(size), 0, size)
-            self._inside = True
-            try:
-                self._merge_returned()
-                region, offset = self._find(size) or self._grow(size)
-            finally:
-                self._inside = False
-        return Block(self, region, offset, size)
-
-    def give(self, region: Region, offset: int, size: int) -> None:
-        """Called by finalisers, and so in the middle of anything: of `take` in this thread too."""
-        self._returned.append((region, offset, size))
-        if self._lock.acquire(blocking=False):  # else whoever takes next sees to it
-            try:
-                if not self._inside:
-                    self._inside = True
-                    self._merge_returned()
-                    self._inside = False
-            finally:
-                self._lock.release()
-
-    def _find(self, size: int) -> tuple[Region, int] | None:
-        for region, gaps in self._gaps.items():
-            for i, (offset, length) in enumerate(gaps):
-                if length >= size:
-                    gaps[i : i + 1] = [(offset + size, length - size)] if length > size else []
-                    return region, offset
-        return None
-
-    def _grow(self, size: int) -> tuple[Region, int]:
-        region = self._source.allocate(max(size, self.REGION))
-        self._gaps[region] = [(size, region.size - size)] if region.size > size else []
-        return region, 0
-
-    def _merge_returned(self) -> None:
-        while self._returned:
-            region, offset, size = self._returned.popleft()
-            if region not in self._gaps:  # from before a fork, or a region for one block
-                continue
-            gaps = self._gaps[region] = _merged([*self._gaps[region], (offset, size)])
-            if gaps == [(0, region.size)] and len(self._gaps) > 1:
-                del self._gaps[region]
-
-
-def _merged(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Gaps by offset, those that touch joined."""
-    merged: list[tuple[int, int]] = []
-    for offset, size in sorted(gaps):
-        if merged and sum(merged[-1]) == offset:
-            start, before = merged[-1]
-            merged[-1] = (start, before + size)
-        else:
-            merged.append((offset, size))
-    return merged
-
-
 memory = Memory()
-arena = Arena(memory)
 
 
 os.register_at_fork(after_in_child=memory.forget)
-os.register_at_fork(after_in_child=arena.forget)

@@ -22,6 +22,7 @@ from . import dma
 from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
 from ._pages import PagePool, disown_stores
 from ._queue import QueuePair, ring_bytes, ring_parts
+from .arena import arena
 from .control import CONTROL_BYTES, Control, Events, Filters, Tuning
 from .errors import (
     DeviceBroken,
@@ -54,6 +55,7 @@ def open(
     pages: int | None = None,
     features: Iterable[str] = (),
     reconnect: bool | float = False,
+    noiommu: bool = False,
 ) -> Port:
     """Open a NIC: "0000:00:04.0" (bound to vfio-pci), "vhost-user:/path" for a device that is a
     process, or "sim:loopback" for one without hardware.
@@ -65,9 +67,11 @@ def open(
     features    switches such as "-mrg_rxbuf" for a feature that is not to be used
     reconnect   a vhost-user back end may go and come back: until it does, for ever or for so many
                 seconds, nothing is received and send_burst takes nothing
+    noiommu     a device that no IOMMU holds back may be opened too, by root: it can then read and
+                write all of the machine's memory; "0000:00:04.0?noiommu=on" says the same
     """
     wanted = parse(features)
-    transport = open_transport(address)
+    transport = open_transport(address, noiommu=noiommu)
     try:
         return Port(transport, ring_size=ring_size, pages=pages, wanted=wanted, reconnect=reconnect)
     except BaseException:
@@ -150,7 +154,7 @@ class Port(Filters, Tuning, Events):
             )
         if self._closed:
             raise PortClosed(f"{self.name} is closed", mend="open the port again")
-        block = dma.arena.take(n * tx_stride(size))
+        block = arena.take(n * tx_stride(size))
         return make_tx_burst(block, block.address, block.iova, n, size)
 
     @property

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pyvirtnet import OutOfMemory, dma
-from pyvirtnet.dma import FIRST_IOVA, HUGE_PAGE, SMALL_PAGE, Arena, Mapper, Memory
+from pyvirtnet import arena as arenas
+from pyvirtnet.arena import Arena
+from pyvirtnet.dma import FIRST_IOVA, HUGE_PAGE, SMALL_PAGE, Mapper, Memory
 
 
 class Refused(Exception):
@@ -315,7 +317,7 @@ def test_a_block_that_goes_in_the_middle_of_another_take(line):
     lines = iter(range(1000))
 
     def trace(frame, event, argument):
-        if frame.f_code.co_filename == dma.__file__ and event == "line" and next(lines) == line:
+        if frame.f_code.co_filename == arenas.__file__ and event == "line" and next(lines) == line:
             del blocks[1], blocks[2]  # a gap grows, and a region becomes free
         return trace
 

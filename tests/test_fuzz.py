@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from pyvirtnet import Port, dma
+from pyvirtnet import Port
+from pyvirtnet.arena import Arena
 from pyvirtnet.cli import fuzz
 from pyvirtnet.cli._fuzz_caller import Caller
 from pyvirtnet.cli._fuzz_device import FuzzDevice
@@ -133,13 +134,13 @@ def test_an_error_that_may_not_be_is_found(monkeypatch):
 
 
 def test_memory_that_stays_is_found(monkeypatch, hoard):
-    take = dma.Arena.take
+    take = Arena.take
 
     def hoarding(self, size):
         hoard.append(take(self, size))
         return take(self, size)
 
-    monkeypatch.setattr(dma.Arena, "take", hoarding)
+    monkeypatch.setattr(Arena, "take", hoarding)
     assert "nobody has" in found(monkeypatch)
 
 

@@ -12,6 +12,7 @@ from vhost_fixtures import path, start
 
 import pyvirtnet
 from pyvirtnet import dma
+from pyvirtnet.arena import Arena
 from pyvirtnet.testing import SPOKEN
 
 __all__ = ["path", "start"]  # fixtures
@@ -86,7 +87,7 @@ def test_two_ports_and_a_burst_stay_below_what_an_ordinary_user_may_lock(monkeyp
 
     monkeypatch.setattr(os, "memfd_create", ordinary)
     before = regions()
-    arena = dma.Arena(dma.memory)
+    arena = Arena(dma.memory)
     for switches in ((), ("-ring_packed",)):
         nics = [Nic(offered=SPOKEN, mtu=1500, features=switches) for _ in range(2)]
         assert nics[0].port.info()["ring_format"] == ("split" if switches else "packed")

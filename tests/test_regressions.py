@@ -16,6 +16,7 @@ from nic import PLAIN, Nic, finish, frame, frames
 
 import pyvirtnet
 from pyvirtnet import dma
+from pyvirtnet.arena import Arena
 from pyvirtnet.testing import HostileDevice, NetDevice, mask
 from pyvirtnet.testing.memory import publish
 
@@ -213,7 +214,7 @@ def test_memory_taken_by_a_signal_handler_in_the_middle_of_taking():
             return dma.memory.allocate(size)
 
     inner = []
-    arena = dma.Arena(Source())
+    arena = Arena(Source())
     outer = arena.take(100)
     assert outer.address != inner[0].address
     assert outer._region is not inner[0]._region

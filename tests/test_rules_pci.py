@@ -14,7 +14,7 @@ from vfio_fixtures import open_port
 from pyvirtnet import Port, errors
 from pyvirtnet.negotiate import ON_REQUEST, SUPPORTED, to_bits
 from pyvirtnet.spec import Feature
-from pyvirtnet.transport import vfio_pci
+from pyvirtnet.transport import pci_function
 from pyvirtnet.transport.vfio_pci import VfioPciTransport
 
 pytest_plugins = ["vfio_fixtures"]
@@ -190,7 +190,7 @@ def test_a_reset_that_takes_its_time_is_waited_for(fake, monkeypatch):
     )
     transport.reset()
     assert next(answers, None) is None
-    assert vfio_pci.RESET_SECONDS >= 1
+    assert pci_function.RESET_SECONDS >= 1
 
 
 # ---- configuration space -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from fake_vfio import FakeVfio
 from vfio_fixtures import open_port
 
 from pyvirtnet import errors
-from pyvirtnet.transport import vfio_pci
+from pyvirtnet.transport import pci_function
 from pyvirtnet.transport.base import QueueAddresses
 
 ADDRESSES = QueueAddresses(256, 0x1_2345_6000, 0x1_2345_7000, 0x1_2345_8000)
@@ -129,7 +129,7 @@ class TestHostile:
             open_port(FakeVfio(bodies))
 
     def test_reset_that_never_completes(self, fake, monkeypatch):
-        monkeypatch.setattr(vfio_pci, "RESET_SECONDS", 0.01)
+        monkeypatch.setattr(pci_function, "RESET_SECONDS", 0.01)
         transport = open_port(fake)
         transport.add_status(1)
         fake.stuck_reset = True

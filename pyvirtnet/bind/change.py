@@ -34,16 +34,20 @@ def bind(
     *,
     owner: Owner | None = None,
     force: bool = False,
+    noiommu: bool = False,
     dry_run: bool = False,
     host: Host | None = None,
     say: Say = lambda line: None,
 ) -> None:
-    """Bind NICs to vfio-pci: all of them, or none if one can't be. `owner` gets their nodes."""
+    """Bind NICs to vfio-pci: all of them, or none if one can't be. `owner` gets their nodes.
+
+    `noiommu` takes those without an IOMMU too, with all that this exposes.
+    """
     host = host or Host()
     bdfs = list(dict.fromkeys(_resolve(host, nic) for nic in nics))
     for bdf in bdfs:
-        _refuse_bind(host, bdf, force)
-    plans = [_plan_bind(host, bdf, bdfs, owner or Owner()) for bdf in bdfs]
+        _refuse_bind(host, bdf, force, noiommu)
+    plans = [_plan_bind(host, bdf, bdfs, owner or Owner(), noiommu) for bdf in bdfs]
     _run(host, plans, dry_run, say)
 
 
@@ -110,33 +114,45 @@ def _undo(plan: _Plan, until: Until, say: Say) -> None:
 
 # Binding
 
+_DANGERS = (
+    "warning: there is no IOMMU: once a program has opened it, nothing keeps the device, or a "
+    "mistake in the program, from reading and writing ALL memory of this machine",
+    "warning: only root can open it, with noiommu=True; the kernel marks itself tainted",
+)
 
-def _refuse_bind(host: Host, bdf: str, force: bool) -> None:
+
+def _refuse_bind(host: Host, bdf: str, force: bool, noiommu: bool) -> None:
     what = f"cannot bind {bdf}"
     if not host.is_network(bdf):
         why = f"class {read(host.path(bdf) / 'class')} is not a network device"
         raise NotVirtioNet(what, why, "tools/bind status lists the NICs of this machine")
+    if noiommu and host.group(bdf) is not None and not host.is_bare(bdf):
+        raise Error(what, "it is behind an IOMMU: it needs no such mode", "leave --noiommu out")
     if host.driver(bdf) == VFIO_PCI or force:
         return
     if reasons := [*uses(host, bdf), *traffic(host, bdf)]:
         mend = f"take it out of use, or: tools/bind {bdf} --force"
         raise InterfaceInUse(what, f"in use: {'; '.join(reasons)}", mend)
-    if _without_iommu(host, bdf):
-        raise NoIommu(what, "it has no IOMMU group, so VFIO can't map memory for it", IOMMU_MEND)
+    if _without_iommu(host, bdf) and not noiommu:
+        mend = f"{IOMMU_MEND}; without one: --noiommu, which protects no memory from the device"
+        raise NoIommu(what, "it has no IOMMU group, so VFIO can't map memory for it", mend)
 
 
 def _without_iommu(host: Host, bdf: str) -> bool:
     return host.group(bdf) is None and not host.noiommu()
 
 
-def _plan_bind(host: Host, bdf: str, bdfs: list[str], owner: Owner) -> _Plan:
+def _plan_bind(host: Host, bdf: str, bdfs: list[str], owner: Owner, noiommu: bool) -> _Plan:
     old, names = host.driver(bdf), host.interfaces(bdf)
-    plan = _Plan(bdf, partial(_back, host, bdf, old, names), notes=_notes(host, bdf, bdfs))
+    notes = [*_notes(host, bdf, bdfs, noiommu), *(_DANGERS if noiommu else ())]
+    plan = _Plan(bdf, partial(_back, host, bdf, old, names), notes=notes)
     if old == VFIO_PCI:
         plan.undo = lambda until: False
         plan.step(f"keep {VFIO_PCI}: already bound to it", lambda until: None)
     else:
         plan.step(f"load {VFIO_PCI}", partial(steps.load, host))
+        if noiommu and not host.noiommu():
+            plan.step("switch VFIO's unsafe no-IOMMU mode on", partial(steps.allow_noiommu, host))
         plan.step(f"remember {old or 'no driver'}", lambda until: remember(host, bdf))
         for name in filter(host.is_up, names):
             plan.step(f"take {name} down", partial(steps.take_down, host, name))
@@ -157,11 +173,11 @@ def _back(host: Host, bdf: str, old: str | None, names: list[str], until: Until)
     return moved
 
 
-def _notes(host: Host, bdf: str, bdfs: list[str]) -> list[str]:
+def _notes(host: Host, bdf: str, bdfs: list[str], noiommu: bool) -> list[str]:
     notes = [f"IOMMU group {host.group(bdf) or 'none'}, {_company(host, bdf)}"]
     if not host.is_virtio_net(bdf):
         notes.append("warning: not a virtio-net device, pyvirtnet cannot drive it")
-    if _without_iommu(host, bdf):
+    if _without_iommu(host, bdf) and not noiommu:
         notes.append(f"warning: it has no IOMMU group: {IOMMU_MEND}")
     elif host.ignores_iommu(bdf):
         notes.append(

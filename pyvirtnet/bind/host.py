@@ -205,8 +205,19 @@ class Host:
     def has_iommu(self) -> bool:
         return any(self.sys.glob("class/iommu/*"))
 
+    @property
+    def noiommu_switch(self) -> Path:
+        """Turns VFIO's unsafe no-IOMMU mode on; not there in kernels that don't have it."""
+        return self.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode"
+
     def noiommu(self) -> bool:
-        return read(self.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode") in ("Y", "1")
+        return read(self.noiommu_switch) in ("Y", "1")
+
+    def is_bare(self, bdf: str) -> bool:
+        """Is its group VFIO's stand-in for a missing IOMMU?"""
+        group = self.group(bdf)
+        name = self.sys / f"kernel/iommu_groups/{group}/name"
+        return group is not None and read(name) == "vfio-noiommu"
 
     def group(self, bdf: str) -> str | None:
         return link(self.path(bdf) / "iommu_group")
@@ -232,8 +243,7 @@ class Host:
         group = self.group(bdf)
         if group is None:
             return None
-        no_iommu = read(self.sys / f"kernel/iommu_groups/{group}/name") == "vfio-noiommu"
-        return self.dev / "vfio" / (f"noiommu-{group}" if no_iommu else group)
+        return self.dev / "vfio" / (f"noiommu-{group}" if self.is_bare(bdf) else group)
 
     def holders(self, bdf: str) -> list[str]:
         """The processes that have the function's VFIO node open: "pid 12 (name)"."""

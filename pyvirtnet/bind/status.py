@@ -49,6 +49,7 @@ class Nic:
     node: str | None
     owner: str | None
     mode: str | None
+    iommu: bool  # one stands between it and the machine's memory
     holders: list[str]
     obstacles: list[str]
 
@@ -84,6 +85,7 @@ def _nic(host: Host, bdf: str, name: str) -> Nic:
         node=str(node) if node else None,
         owner=_owner(node) if node else None,
         mode=stat.filemode(node.stat().st_mode) if node else None,
+        iommu=host.group(bdf) is not None and not host.is_bare(bdf),
         holders=holders,
         obstacles=_obstacles(host, bdf, node, holders),
     )
@@ -97,7 +99,7 @@ def _obstacles(host: Host, bdf: str, node: Path | None, holders: list[str]) -> l
         found.append(f"bound to {host.driver(bdf) or 'no driver'}, not {VFIO_PCI}")
     elif node is None:
         found.append("its node under /dev/vfio is missing")
-    if not host.has_iommu():
+    if not host.has_iommu() and not host.is_bare(bdf):
         found.append("no IOMMU")
     found += [
         f"{other} ({host.driver(other)}) spoils its IOMMU group" for other in host.spoilers(bdf)

@@ -65,6 +65,17 @@ def load(host: Host, until: Until) -> None:
         )
 
 
+def allow_noiommu(host: Host, until: Until) -> None:
+    """Let VFIO take functions that no IOMMU holds back."""
+    what = "cannot switch VFIO's no-IOMMU mode on"
+    if not host.noiommu_switch.exists():
+        why = "the kernel's VFIO was built without it (CONFIG_VFIO_NOIOMMU)"
+        raise BindFailed(what, why, f"give the machine an IOMMU: {IOMMU_MEND}")
+    host.write(host.noiommu_switch, "Y")
+    if not host.noiommu():
+        raise BindFailed(what, f"{host.noiommu_switch} stays off", "dmesg tells the cause")
+
+
 def take_down(host: Host, interface: str, until: Until) -> None:
     with failing(f"take {interface} down", f"ip link set {interface} down"):
         host.set_down(interface)

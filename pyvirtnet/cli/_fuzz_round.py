@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from .. import dma
+from ..arena import arena
 from ..errors import Error
 from ..port import Port
 from ._fuzz_caller import Caller
@@ -241,11 +242,11 @@ def check_honest(port: Port) -> None:
 
 def check_memory() -> None:
     """Regions of ports that are gone are gone, and the arena is whole; then begin anew."""
-    free = {repr(region): gaps for region, gaps in dma.arena._gaps.items()}
-    whole = all(gaps == [(0, region.size)] for region, gaps in dma.arena._gaps.items())
+    free = {repr(region): gaps for region, gaps in arena._gaps.items()}
+    whole = all(gaps == [(0, region.size)] for region, gaps in arena._gaps.items())
     if not whole:
         raise Finding(f"frames to be sent that nobody has: free are {free}")
-    dma.arena.forget()
+    arena.forget()
     if left := list(dma.memory.regions()):
         raise Finding(f"DMA memory that nobody has: {left}")
     dma.memory._next_iova = dma.FIRST_IOVA

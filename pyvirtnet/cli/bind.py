@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     take.add_argument("--user", help="who shall own /dev/vfio/N, by name or number")
     take.add_argument("--group", help="the group that may open it too, by name or number")
     take.add_argument("--force", action="store_true", help="take it even if the kernel uses it")
+    about = "take it without an IOMMU: nothing then protects this machine's memory from it"
+    take.add_argument("--noiommu", action="store_true", help=about)
     return parser
 
 
@@ -71,8 +73,8 @@ def _do(args: argparse.Namespace, host: Host) -> None:
         _status(host, args.json)
     elif args.command == "bind":
         owner = Owner(args.user, args.group)
-        force, dry_run = args.force, args.dry_run
-        bind(args.nics, owner=owner, force=force, dry_run=dry_run, host=host, say=_say)
+        switches = {word: getattr(args, word) for word in ("force", "noiommu", "dry_run")}
+        bind(args.nics, owner=owner, **switches, host=host, say=_say)
     else:
         restore(args.nics, dry_run=args.dry_run, host=host, say=_say)
 
@@ -105,7 +107,7 @@ def _status(host: Host, as_json: bool) -> None:
 
 def _without_iommu(host: Host) -> str:
     if host.noiommu():
-        return "no IOMMU; VFIO's unsafe noiommu mode is on: the device can write to any memory"
+        return "no IOMMU; VFIO's unsafe no-IOMMU mode is on: devices can write to any memory"
     return f"no IOMMU here, VFIO cannot open any NIC\n  mend: {IOMMU_MEND}"
 
 
@@ -129,7 +131,7 @@ def _link(up: bool, link: bool) -> str:
 
 def _state(nic: Nic) -> str:
     if nic.ready:
-        return "ready to open"
+        return "ready to open" if nic.iommu else "ready: noiommu"
     if nic.uses:
         return "in use"
     return "not ready" if nic.driver == VFIO_PCI else "idle"

@@ -5,8 +5,12 @@ from __future__ import annotations
 from .base import Transport
 
 
-def open_transport(address: str) -> Transport:
-    """The transport of an address: "sim:NAME", "vhost-user:/path", else PCI. Imported on demand."""
+def open_transport(address: str, *, noiommu: bool = False) -> Transport:
+    """The transport of an address: "sim:NAME", "vhost-user:/path", else PCI. Imported on demand.
+
+    `noiommu`, or "?noiommu=on" behind a PCI address, allows a device that no IOMMU holds back;
+    "?iommufd=on" opens it by way of /dev/iommu.
+    """
     if not isinstance(address, str):
         raise TypeError(f"a port's address is a string such as '0000:00:04.0', not {address!r}")
     kind, colon, _ = address.partition(":")
@@ -18,6 +22,16 @@ def open_transport(address: str) -> Transport:
         from .vhost_user import VhostUserTransport
 
         return VhostUserTransport(address.removeprefix("vhost-user:"))
+    bdf, _, option = address.partition("?")
+    if option not in ("", "noiommu=on", "iommufd=on"):
+        raise ValueError(f"{address}: a PCI address has the options noiommu=on and iommufd=on")
+    return _open_pci(bdf, noiommu=noiommu or option == "noiommu=on", iommufd=option == "iommufd=on")
+
+
+def _open_pci(name: str, *, noiommu: bool, iommufd: bool) -> Transport:
+    from ..vfio.choice import iommu_for
+    from ..vfio.function import find
     from .vfio_pci import VfioPciTransport
 
-    return VfioPciTransport(address)
+    iommu = iommu_for(find(name), noiommu=noiommu, iommufd=iommufd)
+    return VfioPciTransport(name, iommu)

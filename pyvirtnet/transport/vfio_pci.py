@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
 from functools import partial
 
 from .. import spec
-from ..errors import DeviceBroken, DeviceGone, DeviceTimeout, Error, NoIommu, NotVirtioNet
-from ..spec import CommonCfg, Feature, PciCap, Status
-from ..vfio.container import Iommu, container
-from ..vfio.device import Device
-from ..vfio.function import Function, find
-from .base import Doorbell, QueueAddresses, Transport, check_status
+from ..errors import DeviceGone, DeviceTimeout, NoIommu
+from ..spec import CommonCfg, Feature, PciCap
+from .base import Doorbell, QueueAddresses
 from .pci_caps import NOWHERE, find_windows
+from .pci_function import PciTransport
 
-RESET_SECONDS = 2.0
 GENERATION_TRIES = 32
-MAX_VECTORS = 129  # 64 queue pairs and configuration changes; more queues share
 
 _WIDTHS = {  # of the common configuration's fields, 4.1.4.3
     CommonCfg.DEVICE_FEATURE_SELECT: 4,
@@ -33,76 +27,15 @@ _ADDRESS_PARTS = (CommonCfg.QUEUE_DESC, CommonCfg.QUEUE_DRIVER, CommonCfg.QUEUE_
 _CONFIG_RUNS = ((6, 1), (12, 2), (16, 4), (18, 1), (20, 2), (28, 4))
 
 
-class VfioPciTransport(Transport):
-    """A virtio-net function that this process took from the kernel."""
-
-    def __init__(self, name: str, iommu: Iommu = container) -> None:
-        function = find(name)
-        _check_identity(function)
-        self.name = function.bdf
-        self._iommu = iommu
-        self._take(function)
-
-    def _take(self, function: Function) -> None:
-        self._live = False  # DRIVER_OK was set, and no reset since
-        self._accepted = 0
-        self._config_vector_set = False
-        self._common = self._notify = self._net = NOWHERE
-        self._device = Device(function, self._iommu)
-        try:
-            self._find_structures()
-            self.reset()
-            self._device.set_dma(True)
-            queues = self._read(CommonCfg.NUM_QUEUES)
-            self._device.enable_interrupts(min(self._device.vectors, queues + 1, MAX_VECTORS))
-        except BaseException:
-            self.close()
-            raise
-
-    def check(self) -> None:
-        self._device.check()
-        if not self._live:
-            return
-        status = self.status()
-        check_status(self.name, status)
-        if not status & Status.DRIVER_OK:
-            raise DeviceGone(
-                f"lost {self.name}",
-                f"its status reads {status:#x}: it was unplugged, or reset by somebody else",
-                "port.reset() sets it up again, if it is there",
-            )
-
-    def let_go(self, why: DeviceGone) -> None:
-        self._device.lose(why)
-
-    def revive(self, seconds: float | None = None) -> None:
-        if not self._device.closed:
-            return
-        function = find(self.name)
-        _check_identity(function)
-        self._take(function)
+class VfioPciTransport(PciTransport):
+    """A virtio-net function with the registers of virtio 1.0 and later."""
 
     def reset(self) -> None:
-        self._live = False
-        self._write(CommonCfg.DEVICE_STATUS, 0)
-        self._config_vector_set = False
         self._accepted = 0
-        end = time.monotonic() + RESET_SECONDS
-        while self.status() != 0:
-            if time.monotonic() > end:
-                raise DeviceTimeout(
-                    f"cannot reset {self.name}",
-                    f"its status was not 0 after {RESET_SECONDS:g} s (4.1.4.3.2)",
-                    "restart the virtual machine or its network back end",
-                )
-            time.sleep(0.001)
+        super().reset()
 
     def status(self) -> int:
         return self._read(CommonCfg.DEVICE_STATUS)
-
-    def add_status(self, bits: int) -> None:
-        self._write(CommonCfg.DEVICE_STATUS, self.status() | bits)
-        self._live |= bool(bits & Status.DRIVER_OK)
 
     def offered_features(self) -> int:
         features = 0
@@ -112,7 +45,7 @@ class VfioPciTransport(Transport):
         return features
 
     def accept_features(self, features: int) -> None:
-        if not features >> Feature.ACCESS_PLATFORM & 1:
+        if not features >> Feature.ACCESS_PLATFORM & 1 and not self._iommu.physical:
             raise NoIommu(
                 f"cannot drive {self.name}",
                 "without ACCESS_PLATFORM the device goes past the IOMMU, and would take the "
@@ -142,7 +75,7 @@ class VfioPciTransport(Transport):
         )
 
     def queue_max_size(self, index: int) -> int:
-        if index >= self._read(CommonCfg.NUM_QUEUES):
+        if index >= self._queue_count():
             return 0
         self._write(CommonCfg.QUEUE_SELECT, index)
         size = self._read(CommonCfg.QUEUE_SIZE)
@@ -157,12 +90,10 @@ class VfioPciTransport(Transport):
         largest = self.queue_max_size(index)
         if size > largest:
             raise self._broken(f"queue {index} has {largest} entries, and {size} are needed")
-        self._set_config_vector()
-        self._write(CommonCfg.QUEUE_SELECT, index)
         self._write(CommonCfg.QUEUE_SIZE, size)
         if self._read(CommonCfg.QUEUE_SIZE) != size:
             raise self._broken(f"queue {index} did not take a size of {size}")
-        self._set_vector(CommonCfg.QUEUE_MSIX_VECTOR, self._vector(index))
+        self._set_vectors(index)
         parts = (addresses.descriptors, addresses.driver, addresses.device)
         for field, address in zip(_ADDRESS_PARTS, parts, strict=True):
             self._write_address(field, address)
@@ -170,50 +101,21 @@ class VfioPciTransport(Transport):
         self._write(CommonCfg.QUEUE_ENABLE, 1)  # last: everything else is set (4.1.4.3.2)
         return doorbell
 
-    def interrupt_fd(self, index: int | None) -> int:
-        vector = self._vector(index)
-        return -1 if vector == spec.NO_VECTOR else self._device.eventfds[vector]
-
-    def close(self) -> None:
-        try:
-            if self._common.length and not self._device.closed:
-                with suppress(Error):  # gone, or stuck: the PCI function's reset ends its DMA
-                    self.reset()
-        finally:  # Ctrl-C in the middle included
-            self._device.close()
-
-    def abandon(self) -> None:
-        """After fork, in the child: close what was inherited, without touching the device."""
-        self._device.abandon()
-
-    def _find_structures(self) -> None:
+    def _find_registers(self) -> None:
         windows = find_windows(self._device)
         self._common, self._notify = windows[PciCap.COMMON], windows[PciCap.NOTIFY]
         self._net = windows.get(PciCap.DEVICE, NOWHERE)
 
-    def _vector(self, index: int | None) -> int:
-        """The MSI-X vector of a queue, or of configuration changes (None)."""
-        count = len(self._device.eventfds)
-        if count == 0:
-            return spec.NO_VECTOR
-        if index is None or count == 1:
-            return 0
-        # An even count of queue vectors keeps receive queues apart from transmit queues.
-        spare = count - 1 if count < 3 else count - 1 & ~1
-        return index + 1 if index + 1 < count else 1 + index % spare
+    def _queue_count(self) -> int:
+        return self._read(CommonCfg.NUM_QUEUES)
 
-    def _set_config_vector(self) -> None:
-        """Once after each reset, which unmaps all vectors (4.1.5.1.2)."""
-        if not self._config_vector_set:
-            self._set_vector(CommonCfg.CONFIG_MSIX_VECTOR, self._vector(None))
-            self._config_vector_set = True
+    def _write_status(self, status: int) -> None:
+        self._write(CommonCfg.DEVICE_STATUS, status)
 
-    def _set_vector(self, field: CommonCfg, vector: int) -> None:
-        if self._device.vectors == 0:  # without MSI-X there is nothing to map
-            return
+    def _write_vector(self, index: int | None, vector: int) -> int:
+        field = CommonCfg.CONFIG_MSIX_VECTOR if index is None else CommonCfg.QUEUE_MSIX_VECTOR
         self._write(field, vector)
-        if self._read(field) != vector:  # NO_VECTOR says that it failed (4.1.5.1.2.2)
-            raise self._broken(f"it could not map MSI-X vector {vector}")
+        return self._read(field)
 
     def _doorbell(self, index: int) -> Doorbell:
         """Where queue_notify_off leads (4.1.4.4), checked to lie inside the capability."""
@@ -272,18 +174,3 @@ class VfioPciTransport(Transport):
                 "its registers read as all ones: it was unplugged, or its bridge is off",
                 "when it is back: port.reset(), or close the port and open it again",
             )
-
-    def _broken(self, why: str) -> DeviceBroken:
-        return DeviceBroken(f"cannot drive {self.name}", why, "the device breaks the virtio rules")
-
-
-def _check_identity(function: Function) -> None:
-    """Vendor and device as in 4.1.2; any revision and any subsystem will do."""
-    known = (spec.PCI_DEVICE_NET, spec.PCI_DEVICE_NET_TRANSITIONAL)
-    if function.vendor != spec.PCI_VENDOR or function.device not in known:
-        raise NotVirtioNet(
-            f"cannot open {function.bdf}",
-            f"it is {function.vendor:04x}:{function.device:04x}, not a virtio network device "
-            "(1af4:1041 or 1af4:1000)",
-            "tools/bind status lists the network functions of this machine",
-        )

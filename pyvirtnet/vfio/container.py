@@ -57,7 +57,7 @@ class Container(Iommu):
             except OSError as error:
                 self._leave(number)
                 if error.errno == errno.EBUSY:
-                    raise problems.busy(function, f"{DEV}/{number}") from error
+                    raise problems.busy(function, self._node(number)) from error
                 raise problems.not_bound(function) from error
             group.functions.add(function.bdf)
             return File(fd)
@@ -101,9 +101,7 @@ class Container(Iommu):
 
     def _admit(self, function: Function) -> int:
         """The group's number, if the function is VFIO's to give and not ours already."""
-        number = function.group
-        if number is None or function.noiommu:
-            raise problems.no_iommu(function)
+        number = self._check_group(function)
         if function.driver not in VFIO_DRIVERS:
             raise problems.not_bound(function)
         group = self._groups.get(number)
@@ -111,11 +109,17 @@ class Container(Iommu):
             raise problems.busy_here(function)
         return number
 
+    def _check_group(self, function: Function) -> int:
+        number = function.group
+        if number is None or function.noiommu:
+            raise problems.no_iommu(function)
+        return number
+
     def _join(self, function: Function, number: int) -> _Group:
         """Take the group into the container; the first one brings the IOMMU with it."""
         if self._file.closed:
             self._open(function)
-        path = f"{DEV}/{number}"
+        path = self._node(number)
         try:
             self._groups[number] = group = _Group(File.open(path))
             self._attach(function, group.file)
@@ -132,7 +136,7 @@ class Container(Iommu):
         try:
             self._file = File.open(path)
         except OSError as error:
-            raise problems.container(function, path, error) from error
+            raise problems.node(path, error) from error
         version = self._file.ioctl(uapi.GET_API_VERSION)
         if version != uapi.API_VERSION:
             self._file.close()
@@ -143,7 +147,7 @@ class Container(Iommu):
         if not uapi.GroupStatus.from_buffer(answer).flags & uapi.GROUP_VIABLE:
             raise problems.not_viable(function)
         first = len(self._groups) == 1
-        kind = self._type1(function)
+        kind = self._kind(function)
         try:
             group.ioctl(uapi.GROUP_SET_CONTAINER, self._file.fd.to_bytes(4, "little"))
             if first:
@@ -154,7 +158,11 @@ class Container(Iommu):
         if first:
             memory.attach(self)
 
-    def _type1(self, function: Function) -> int:
+    def _node(self, number: int) -> str:
+        return f"{DEV}/{number}"
+
+    def _kind(self, function: Function) -> int:
+        """VFIO's number of the IOMMU driver to use."""
         for kind in (uapi.TYPE1V2_IOMMU, uapi.TYPE1_IOMMU):
             if self._file.ioctl(uapi.CHECK_EXTENSION, kind):
                 return kind

@@ -17,7 +17,7 @@ from .function import Function
 
 BARS = range(6)
 _COMMAND = 0x04  # PCI command register
-_COMMAND_MEMORY = 1 << 1
+_COMMAND_DECODE = 1 << 0 | 1 << 1  # I/O ports and memory
 _COMMAND_BUS_MASTER = 1 << 2
 _BAR0 = 0x10  # first base address register; bit 0 set means I/O ports
 _FORMATS = {1: "<B", 2: "<H", 4: "<I"}
@@ -110,7 +110,7 @@ class Device:
 
     def set_dma(self, enabled: bool) -> None:
         """Bus mastering: without it the device reaches no memory and raises no MSI-X."""
-        command = self.read_pci(_COMMAND, 2) | _COMMAND_MEMORY
+        command = self.read_pci(_COMMAND, 2) | _COMMAND_DECODE
         command &= ~_COMMAND_BUS_MASTER
         command |= _COMMAND_BUS_MASTER if enabled else 0
         self._write(self._config, _COMMAND, 2, command)

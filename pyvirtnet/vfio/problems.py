@@ -37,21 +37,51 @@ def no_iommu(function: Function) -> NoIommu:
     what = f"cannot open {function.bdf}"
     if function.noiommu:
         return NoIommu(
-            what, "its group is VFIO's no-IOMMU stand-in, which is not supported", _TURN_ON
+            what,
+            "nothing would keep it from reading and writing all of this machine's memory: its "
+            "group is VFIO's stand-in for a missing IOMMU",
+            f"{_TURN_ON}; or, if the device and this program may be trusted with all memory, "
+            "open(..., noiommu=True)",
         )
     why = "it has no IOMMU group"
     iommus = SYS / "class/iommu"
     if not iommus.is_dir() or not any(iommus.iterdir()):
         why += ", because the kernel runs without an IOMMU"
-    return NoIommu(what, why, _TURN_ON)
+    bare = f"tools/bind {function.bdf} --noiommu, which protects no memory from the device"
+    return NoIommu(what, why, f"{_TURN_ON}; without one: {bare}")
 
 
-def unsafe_interrupts(function: Function) -> NoIommu:
+def no_physical_addresses(error: OSError) -> NoPermission:
+    return NoPermission(
+        "cannot tell a device without an IOMMU where its memory is",
+        f"{error.strerror or error}: physical addresses are for CAP_SYS_ADMIN",
+        "run as root",
+    )
+
+
+def not_physical(region: Region) -> Error:
+    return Error(
+        f"cannot show {region.size >> 10} KiB of DMA memory to a device without an IOMMU",
+        "this process got it for another port, and it is not at its physical address",
+        "open the port with noiommu=True before all others, and before frames are allocated",
+    )
+
+
+def no_iommufd(function: Function) -> NoIommu:
+    return NoIommu(
+        f"cannot open {function.bdf}",
+        "the kernel has no iommufd: /dev/iommu or the device's own VFIO file is missing",
+        "modprobe iommufd, in a kernel with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV; or leave "
+        "iommufd=on out",
+    )
+
+
+def unsafe_interrupts(function: Function, module: str) -> NoIommu:
     return NoIommu(
         f"cannot open {function.bdf}",
         "the IOMMU doesn't remap interrupts, so the device could forge them (EPERM)",
         "in QEMU, -device intel-iommu,intremap=on; or, where the device is trusted, "
-        "echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+        f"echo 1 > /sys/module/{module}/parameters/allow_unsafe_interrupts",
     )
 
 
@@ -63,10 +93,10 @@ def wrong_api(function: Function, version: int) -> NoIommu:
     )
 
 
-def attaching(function: Function, error: OSError) -> NoIommu:
-    """The group could not be put behind the container's IOMMU."""
+def attaching(function: Function, error: OSError, module: str = "vfio_iommu_type1") -> NoIommu:
+    """The group could not be put behind the IOMMU."""
     if isinstance(error, PermissionError):
-        return unsafe_interrupts(function)
+        return unsafe_interrupts(function, module)
     return NoIommu(
         f"cannot open {function.bdf}",
         f"the kernel can't put its group behind the IOMMU ({error.strerror})",
@@ -90,8 +120,8 @@ def not_bound(function: Function) -> NotBound:
     )
 
 
-def container(function: Function, path: str, error: OSError) -> Error:
-    """/dev/vfio/vfio could not be opened."""
+def node(path: str, error: OSError) -> Error:
+    """/dev/vfio/vfio or /dev/iommu could not be opened."""
     if isinstance(error, PermissionError):
         what = f"cannot open {path}"
         return NoPermission(what, str(error.strerror), f"as root: chmod 666 {path}")
@@ -170,6 +200,9 @@ def no_permission(function: Function, path: str) -> NoPermission:
     except OSError:
         owner = f"{path} is not accessible"
     user = _user(os.geteuid())
+    if function.noiommu:
+        why = f"VFIO's no-IOMMU mode is for CAP_SYS_RAWIO, and this process runs as {user}"
+        return NoPermission(f"cannot open {function.bdf}", why, "run as root")
     return NoPermission(
         f"cannot open {function.bdf}",
         f"{owner}, and this process runs as {user}",

@@ -32,3 +32,11 @@ def test_the_kernels_refusal_is_rolled_back(capsys: pytest.CaptureFixture[str]) 
     assert not (HOST.run / f"pyvirtnet/bind/{NIC}.json").exists()
     assert tool.main(["restore", NIC]) == 0
     assert HOST.interfaces(NIC) == names
+
+
+def test_a_kernel_without_no_iommu_mode_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main(["--noiommu", NIC]) == 1
+    told = capsys.readouterr()
+    assert "CONFIG_VFIO_NOIOMMU" in told.err
+    assert "ALL memory of this machine" in told.out
+    assert HOST.driver(NIC) == "virtio-pci"
