@@ -15,6 +15,7 @@ from nic import Nic, finish
 APART = (
     "bench",
     "bind*",
+    "command*",
     "conformance",
     "control*",
     "demo",

@@ -93,7 +93,7 @@ def test_an_interrupt_rolls_back(machine: Machine, monkeypatch: pytest.MonkeyPat
         yield interrupted
 
     monkeypatch.setattr(machine, "watch", watch)
-    assert said(machine, NIC)[0] == 1
+    assert said(machine, NIC)[0] == 130
     assert unchanged(machine, NIC)
 
 

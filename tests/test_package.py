@@ -92,6 +92,10 @@ print(pyvirtnet.__file__)
     assert Path(where).is_relative_to(fresh.parent.parent)
 
 
+def test_an_installed_package_brings_its_command(fresh):
+    assert run(fresh.parent / "pyvirtnet", "--version") == f"pyvirtnet {pyvirtnet.__version__}\n"
+
+
 def test_every_installed_module_can_be_imported(fresh, wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = [

@@ -126,23 +126,24 @@ def test_wrong_usage_is_one_line(tool: Tool, words: tuple[str, ...]) -> None:
         tool(*words)
     assert end.value.code == 2
     (line,) = tool.err.splitlines()
-    assert line.startswith("tools/pktgen")
+    assert line.startswith("pyvirtnet pktgen")
     assert tool.out == ""
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("words", "status", "what"),
     [
-        (("tx", "sim:nowhere"), "no simulator 'sim:nowhere'"),
-        (("tx", "sim:loopback?mtu=1500", "--size", "60,9014"), "cannot send 9014 bytes"),
+        (("tx", "sim:nowhere"), 3, "no simulator 'sim:nowhere'"),
+        (("tx", "sim:loopback?mtu=1500", "--size", "60,9014"), 1, "cannot send 9014 bytes"),
         (
             ("loop", HERE, "sim:cable/pktgen/1?mrg_rxbuf=off", "--size", "4085"),
+            1,
             "cannot receive 4085 bytes",
         ),
     ],
 )
-def test_an_error_is_its_text(tool: Tool, words: tuple[str, ...], what: str) -> None:
-    assert tool(*words) == 1
+def test_an_error_is_its_text(tool: Tool, words: tuple[str, ...], status: int, what: str) -> None:
+    assert tool(*words) == status
     assert what in tool.err
     assert "mend:" in tool.err
     assert "Traceback" not in tool.err

@@ -4,7 +4,7 @@
 # build with sanitizers beside it, for all that is run from then on.
 
 project=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
-export PYVIRTNET_PROJECT="$project"
+export PYVIRTNET_PROJECT="$project" PYVIRTNET_DOOR=tools/
 python=$project/.venv/bin/python
 sanitized_env=
 PATH=$PATH:/usr/sbin:/sbin

@@ -1,40 +1,24 @@
-"""tools/bind: show NICs, bind them to vfio-pci, give them back to the kernel."""
+"""bind: shows NICs, binds them to vfio-pci, gives them back to the kernel."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, NoReturn
 
 from ..bind import IOMMU_MEND, VFIO_PCI, Host, Nic, Owner, bind, restore, status
 from ..errors import Error
+from ._command import OK, Parser, program, run
 
-DONE, FAILED, USAGE = 0, 1, 2
 _COMMANDS = ("status", "bind", "restore")
 _HEADINGS = ("BDF", "ID", "DRIVER", "INTERFACE", "LINK", "GROUP", "NODE", "OWNER", "STATE")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes whole option names only, and answers a wrong one in one line."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"{self.prog}: {message} (--help tells more)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="tools/bind",
-        description=__doc__,
-        epilog="exit status: 0 done, 1 failed or refused, 2 wrong usage",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> Parser:
+    made = Parser(prog=program("bind"), description=__doc__)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     show = commands.add_parser("status", help="list the NICs, who has them and what uses them")
-    show.add_argument("--json", action="store_true", help="the same as one JSON object")
-    take = commands.add_parser("bind", help="bind NICs to vfio-pci (the default: tools/bind BDF…)")
+    take = commands.add_parser("bind", help="bind NICs to vfio-pci (the default: bind BDF…)")
     give = commands.add_parser("restore", help="give NICs back to the drivers they came from")
     for command in (take, give):
         command.add_argument(
@@ -44,39 +28,57 @@ def _parser() -> argparse.ArgumentParser:
             help="0000:00:04.0, 00:04.0 or the name of a network interface",
         )
         command.add_argument("--dry-run", action="store_true", help="print the steps, do nothing")
+    for command in (show, take, give):
+        command.add_argument("--json", action="store_true", help="the same as one JSON object")
     take.add_argument("--user", help="who shall own /dev/vfio/N, by name or number")
     take.add_argument("--group", help="the group that may open it too, by name or number")
     take.add_argument("--force", action="store_true", help="take it even if the kernel uses it")
+<<<<<<< HEAD
     about = "take it without an IOMMU: nothing then protects this machine's memory from it"
     take.add_argument("--noiommu", action="store_true", help=about)
     return parser
+=======
+    return made
+>>>>>>> 738fa67 (One command, pyvirtnet: subcommands, exit statuses, completion; tools/NAME are doors to it)
 
 
 def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] not in (*_COMMANDS, "-h", "--help"):
         words.insert(0, "bind")
-    args = _parser().parse_args(words)
-    try:
-        _do(args, host or Host())
-    except Error as error:
-        print(f"tools/bind: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("tools/bind: interrupted", file=sys.stderr)
-        return FAILED
-    return DONE
+    args = parser().parse_args(words)
+    return run("bind", lambda: _do(args, host or Host()))
 
 
-def _do(args: argparse.Namespace, host: Host) -> None:
+def _do(args: argparse.Namespace, host: Host) -> int:
     if args.command == "status":
         _status(host, args.json)
+<<<<<<< HEAD
     elif args.command == "bind":
         owner = Owner(args.user, args.group)
         switches = {word: getattr(args, word) for word in ("force", "noiommu", "dry_run")}
         bind(args.nics, owner=owner, **switches, host=host, say=_say)
     else:
         restore(args.nics, dry_run=args.dry_run, host=host, say=_say)
+=======
+        return OK
+    lines: list[str] = []
+    say = lines.append if args.json else _say
+    try:
+        if args.command == "bind":
+            owner = Owner(args.user, args.group)
+            force, dry_run = args.force, args.dry_run
+            bind(args.nics, owner=owner, force=force, dry_run=dry_run, host=host, say=say)
+        else:
+            restore(args.nics, dry_run=args.dry_run, host=host, say=say)
+    except Error as error:
+        if args.json:
+            print(json.dumps({"ok": False, "said": lines, "error": str(error)}))
+        raise
+    if args.json:
+        print(json.dumps({"ok": True, "said": lines}))
+    return OK
+>>>>>>> 738fa67 (One command, pyvirtnet: subcommands, exit statuses, completion; tools/NAME are doors to it)
 
 
 def _say(line: str) -> None:

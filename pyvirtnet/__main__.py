@@ -1,0 +1,8 @@
+"""`python -m pyvirtnet` is the command `pyvirtnet`."""
+
+import sys
+
+from .cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

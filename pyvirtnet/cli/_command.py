@@ -1,0 +1,100 @@
+"""What commands share: exit statuses, a parser that answers in one line, types of arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from .. import errors
+
+OK, FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 128 + signal.SIGINT
+EPILOG = (
+    "exit status: 0 all well, 1 it ran and failed (frames lost, doubled or damaged; refused), "
+    "2 wrong usage, 3 this machine or its NIC lacks something (the text says what mends it), "
+    "130 Ctrl-C, 143 SIGTERM"
+)
+_LACKING = (
+    errors.DeviceBusy,
+    errors.FeatureMissing,
+    errors.GroupNotViable,
+    errors.MemlockLimit,
+    errors.NoIommu,
+    errors.NoPermission,
+    errors.NoSuchDevice,
+    errors.NotBound,
+    errors.NotVirtioNet,
+    errors.OutOfMemory,
+)
+
+
+def program(name: str) -> str:
+    """What the user called the command: `pyvirtnet pktgen`, or by its door, `tools/pktgen`."""
+    return os.environ.get("PYVIRTNET_DOOR", "pyvirtnet ") + name
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes whole option names only, and answers a wrong one in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"epilog": EPILOG, **options}, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message} (--help tells more)\n")
+
+
+def status_of(error: errors.Error) -> int:
+    """The exit status that an error means."""
+    return ENVIRONMENT if isinstance(error, _LACKING) else FAILED
+
+
+def run(name: str, work: Callable[[], int]) -> int:
+    """The exit status of a command that ends in a number, an error, Ctrl-C or a closed pipe."""
+    try:
+        status = work()
+        sys.stdout.flush()
+        return status
+    except errors.Error as error:
+        print(f"{program(name)}: {str(error).replace('tools/', program(''))}", file=sys.stderr)
+        return status_of(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """A type of arguments: whole numbers within bounds."""
+
+    def convert(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return int(text)
+
+    return convert
+
+
+def seconds(text: str) -> float:
+    """A type of arguments: a time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def mac(text: str) -> bytes:
+    """A type of arguments: a MAC address."""
+    parts = text.split(":")
+    try:
+        if len(parts) == 6 and all(len(part) == 2 for part in parts):
+            return bytes.fromhex("".join(parts))
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a MAC address such as 02:00:00:00:00:02")

@@ -1,0 +1,90 @@
+"""The command `pyvirtnet`: finds the module of a subcommand, and lets it run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+import pyvirtnet
+
+from ._command import EPILOG, OK, USAGE
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: `main` of this module is called with these words before the user's."""
+
+    module: str
+    about: str
+    words: tuple[str, ...] = ()
+
+    def load(self) -> ModuleType:
+        """Ctrl-C ends the import, a second long in a small machine, without a traceback."""
+        before = signal.getsignal(signal.SIGINT)
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        try:
+            return import_module(f"{__package__}.{self.module}")
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+COMMANDS = {
+    "bind": Command("bind", "hand NICs to vfio-pci"),
+    "restore": Command("bind", "give NICs back to the kernel", ("restore",)),
+    "status": Command("bind", "list the NICs: who has them, what uses them", ("status",)),
+    "pktgen": Command("pktgen", "send, receive and verify frames"),
+    "completion": Command("completion", "completion for bash, zsh or fish"),
+    "bench": Command("bench", "measure the driver (in a clone of the project)"),
+    "soak": Command("soak", "numbered frames round and round, and what became of them"),
+    "fuzz": Command("fuzz", "drive the driver against devices that misbehave"),
+    "vm": Command("vm", "run a command in a guest (in a clone of the project)"),
+    "demo": Command("demo", "frames from one card to another, in a guest (in a clone)"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    match words[:1]:
+        case []:
+            print(_usage(), file=sys.stderr)
+            return USAGE
+        case ["-h" | "--help" | "help"]:
+            print(_help())
+            return OK
+        case ["--version"]:
+            print(f"pyvirtnet {pyvirtnet.__version__}")
+            return OK
+        case [name] if name not in COMMANDS:
+            print(f"pyvirtnet: {_unknown(name)} (--help lists the commands)", file=sys.stderr)
+            return USAGE
+    command = COMMANDS[words[0]]
+    status: int = command.load().main([*command.words, *words[1:]])
+    return status
+
+
+def _usage() -> str:
+    return "usage: pyvirtnet COMMAND …, pyvirtnet COMMAND --help, or --help | --version"
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    table = [f"  {name:{width}}  {command.about}" for name, command in COMMANDS.items()]
+    return "\n".join([_usage(), "", "A virtio-net driver's tools.", "", *table, "", EPILOG])
+
+
+def _unknown(name: str) -> str:
+    if name.startswith("-"):
+        return f"no option {name!r}"
+    (near,) = difflib.get_close_matches(name, COMMANDS, 1) or [""]
+    return f"no command {name!r}" + (f", did you mean {near!r}?" if near else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The command `pyvirtnet`: finding subcommands, exit statuses, completion, wrong usage."""
+
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import pyvirtnet
+from pyvirtnet import errors
+from pyvirtnet.cli import _command, completion, main
+from pyvirtnet.cli.main import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_package_brings_the_command() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert pkgutil.resolve_name(scripts["pyvirtnet"]) is main.main
+
+
+def test_a_subcommand_runs_with_what_follows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pktgen", "loop", "sim:loopback", "sim:loopback", "--count", "5", "--json"]
+    assert main.main(words) == 0
+    assert '"received": 5' in capsys.readouterr().out
+
+
+def test_python_m_is_the_same() -> None:
+    command = [sys.executable, "-m", "pyvirtnet", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"pyvirtnet {pyvirtnet.__version__}\n"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in COMMANDS)
+    assert "exit status: 0" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "usage: pyvirtnet COMMAND"),
+        (["pktgne"], "no command 'pktgne', did you mean 'pktgen'?"),
+        (["--jsno"], "no option '--jsno'"),
+        (["xyzzy"], "no command 'xyzzy' ("),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    assert main.main(words) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert line in err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main.main([name, "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_every_door_is_a_command() -> None:
+    doors = {path.name for path in (ROOT / "tools").iterdir() if not path.name.startswith("_")}
+    of_the_clone = {"pyvirtnet", "test", "conformance"}
+    assert doors - of_the_clone <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.NoIommu("x"), 3),
+        (errors.NoSuchDevice("x"), 3),
+        (errors.DeviceBroken("x"), 1),
+        (errors.InterfaceInUse("x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_error_has_its_exit_status(error: BaseException, status: int) -> None:
+    def work() -> int:
+        raise error
+
+    assert _command.run("x", work) == status
+
+
+@pytest.mark.parametrize(("door", "mend"), [("tools/", "tools/bind 1"), (None, "pyvirtnet bind 1")])
+def test_a_mend_is_a_command_that_the_user_has(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    door: str | None,
+    mend: str,
+) -> None:
+    monkeypatch.delenv("PYVIRTNET_DOOR", raising=False)
+    if door:
+        monkeypatch.setenv("PYVIRTNET_DOOR", door)
+
+    def work() -> int:
+        raise errors.NotBound("not bound", mend="tools/bind 1")
+
+    assert _command.run("pktgen", work) == 3
+    err = capsys.readouterr().err
+    assert err.endswith(f"mend: {mend}\n")
+    assert err.startswith("tools/pktgen:" if door else "pyvirtnet pktgen:")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m pyvirtnet completion bash | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode in (0, 128 + signal.SIGPIPE)
+
+
+# ---- completion --------------------------------------------------------------------------------
+
+
+def completed(script: str, *words: str) -> set[str]:
+    """What bash offers for the last of these words."""
+    line = " ".join(f'"{word}"' for word in words)
+    ask = f'COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _pyvirtnet; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def test_bash_completes_commands_subcommands_and_options() -> None:
+    script = completion._bash(completion.words())
+    assert completed(script, "pyvirtnet", "pk") == {"pktgen"}
+    assert completed(script, "pyvirtnet", "") == set(COMMANDS)
+    assert completed(script, "pyvirtnet", "pktgen", "l") == {"loop"}
+    assert completed(script, "pyvirtnet", "pktgen", "loop", "--co") == {"--count"}
+    assert completed(script, "pyvirtnet", "pktgen", "loop", "sim:loopback", "--si") == {"--size"}
+    assert "--timeout" in completed(script, "pyvirtnet", "pktgen", "rx", "--")
+    assert completed(script, "pyvirtnet", "restore", "--dr") == {"--dry-run"}
+    assert completed(script, "pyvirtnet", "completion", "") >= {"bash", "zsh", "fish"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_its_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert completion.main([shell]) == 0
+    script = capsys.readouterr().out
+    assert "pktgen" in script
+    assert "timeout" in script
+
+
+def test_a_door_says_its_own_name() -> None:
+    command = [sys.executable, "-m", "pyvirtnet.cli.pktgen", "tx"]
+    environment = os.environ | {"PYVIRTNET_DOOR": "tools/"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("tools/pktgen tx: ")
