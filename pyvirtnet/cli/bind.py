@@ -33,13 +33,9 @@ def parser() -> Parser:
     take.add_argument("--user", help="who shall own /dev/vfio/N, by name or number")
     take.add_argument("--group", help="the group that may open it too, by name or number")
     take.add_argument("--force", action="store_true", help="take it even if the kernel uses it")
-<<<<<<< HEAD
     about = "take it without an IOMMU: nothing then protects this machine's memory from it"
     take.add_argument("--noiommu", action="store_true", help=about)
-    return parser
-=======
     return made
->>>>>>> 738fa67 (One command, pyvirtnet: subcommands, exit statuses, completion; tools/NAME are doors to it)
 
 
 def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
@@ -53,22 +49,14 @@ def main(argv: Sequence[str] | None = None, host: Host | None = None) -> int:
 def _do(args: argparse.Namespace, host: Host) -> int:
     if args.command == "status":
         _status(host, args.json)
-<<<<<<< HEAD
-    elif args.command == "bind":
-        owner = Owner(args.user, args.group)
-        switches = {word: getattr(args, word) for word in ("force", "noiommu", "dry_run")}
-        bind(args.nics, owner=owner, **switches, host=host, say=_say)
-    else:
-        restore(args.nics, dry_run=args.dry_run, host=host, say=_say)
-=======
         return OK
     lines: list[str] = []
     say = lines.append if args.json else _say
     try:
         if args.command == "bind":
             owner = Owner(args.user, args.group)
-            force, dry_run = args.force, args.dry_run
-            bind(args.nics, owner=owner, force=force, dry_run=dry_run, host=host, say=say)
+            switches = {word: getattr(args, word) for word in ("force", "noiommu", "dry_run")}
+            bind(args.nics, owner=owner, **switches, host=host, say=say)
         else:
             restore(args.nics, dry_run=args.dry_run, host=host, say=say)
     except Error as error:
@@ -78,7 +66,6 @@ def _do(args: argparse.Namespace, host: Host) -> int:
     if args.json:
         print(json.dumps({"ok": True, "said": lines}))
     return OK
->>>>>>> 738fa67 (One command, pyvirtnet: subcommands, exit statuses, completion; tools/NAME are doors to it)
 
 
 def _say(line: str) -> None:
