@@ -29,6 +29,7 @@ from .spec import Feature, HashType
 if TYPE_CHECKING:
     from ._burst import Frame, RxBurst, TxBurst
     from ._checksums import checksums_ok, fix_checksums
+    from ._echo import answer_pings
     from ._headers import swap_flows, swap_macs
     from .control import Coalescing, Event, Rss, RssLimits, Vlans
     from .nic import Link, Mac, Stats
@@ -68,6 +69,7 @@ __all__ = [
     "Stats",
     "TxBurst",
     "Vlans",
+    "answer_pings",
     "checksums_ok",
     "fix_checksums",
     "open",
@@ -81,6 +83,7 @@ __version__ = "0.1.0"
 _LATER = {
     **dict.fromkeys(("Frame", "RxBurst", "TxBurst"), "._burst"),
     **dict.fromkeys(("checksums_ok", "fix_checksums"), "._checksums"),
+    "answer_pings": "._echo",
     **dict.fromkeys(("swap_flows", "swap_macs"), "._headers"),
     **dict.fromkeys(("Coalescing", "Event", "Rss", "RssLimits", "Vlans"), ".control"),
     **dict.fromkeys(("Link", "Mac", "Stats"), ".nic"),

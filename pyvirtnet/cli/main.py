@@ -40,6 +40,7 @@ COMMANDS = {
     "restore": Command("bind", "give NICs back to the kernel", ("restore",)),
     "status": Command("bind", "list the NICs: who has them, what uses them", ("status",)),
     "pktgen": Command("pktgen", "send, receive and verify frames"),
+    "fwd": Command("fwd", "forward frames, changed or not; answer ARP and pings"),
     "completion": Command("completion", "completion for bash, zsh or fish"),
     "bench": Command("bench", "measure the driver (in a clone of the project)"),
     "soak": Command("soak", "numbered frames round and round, and what became of them"),
