@@ -22,6 +22,7 @@ from .errors import OutOfMemory
 from .hugepages import HUGE_PAGE, open_together
 
 SMALL_PAGE = mmap.PAGESIZE
+PAGE_KINDS = ((HUGE_PAGE, os.MFD_HUGETLB), (SMALL_PAGE, 0))  # size, flag: what is tried, in turn
 PHYSICAL = os.sysconf("SC_PHYS_PAGES") * SMALL_PAGE  # bytes of memory that the machine has
 END_IOVA = 1 << 38  # half of what the smallest virtual IOMMU can address
 FIRST_IOVA = 4 << 30  # above the reserved MSI window, below the 39 bits of a small IOMMU
@@ -159,7 +160,7 @@ class Memory:
         if any(mapper.physical for mapper in self._mappers):
             return self._create_together(size)
         iova = self._reserve(size)
-        for page_size, flags in ((HUGE_PAGE, os.MFD_HUGETLB), (SMALL_PAGE, 0)):
+        for page_size, flags in PAGE_KINDS:
             rounded = -(-size // page_size) * page_size
             fd = None
             try:

@@ -4,15 +4,17 @@ import gc
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from random import Random
 
 import pytest
 
-from pyvirtnet import Port
+from pyvirtnet import Port, _queue
 from pyvirtnet.arena import Arena
 from pyvirtnet.cli import fuzz
 from pyvirtnet.cli._fuzz_caller import Caller
+from pyvirtnet.cli._fuzz_clock import repeatable
 from pyvirtnet.cli._fuzz_device import FuzzDevice
 from pyvirtnet.cli._fuzz_round import Finding, Round
 from pyvirtnet.negotiate import SUPPORTED, parse
@@ -24,13 +26,8 @@ FUZZ = (sys.executable, "-P", "-m", "pyvirtnet.cli.fuzz")
 def played(seed, number):
     """One round; what it did, and its tally of errors."""
     notes = []
-    gc.collect()  # and not in the middle of it, where a finaliser may meet a call
-    gc.disable()
     one = Round(seed, number, lambda steps, calls: notes.append(steps))
-    try:
-        one.play()
-    finally:
-        gc.enable()
+    one.play()
     return notes, one.errors
 
 
@@ -49,6 +46,25 @@ def test_a_short_run_is_clean(seed):
     assert report["rounds"] > 0
     assert report["found"] is None
     assert {"DeviceBroken", "PortClosed", "TypeError"} <= set(report["errors"])
+
+
+def test_a_round_without_threads_is_played_again_exactly(monkeypatch):
+    """It follows from its seed and number: not from time, nor from what was played before."""
+    monkeypatch.setattr(Round, "_crowd", lambda self, caller: self._calls(caller, 100))
+    monkeypatch.setattr(Round, "ACCOMPLICES", 0.0)
+    monkeypatch.setattr(Round, "FORKS", 0.0)
+    first = [played(5, number) for number in range(5)]
+    assert [played(5, number) for number in reversed(range(5))] == first[::-1]
+    assert sum(sum(notes) for notes, _ in first) > 1000
+
+
+def test_time_goes_on_by_looking_at_it():
+    with repeatable():
+        clock = _queue.time
+        before = clock.monotonic()
+        clock.sleep(5.0)
+        assert 5.0 < clock.monotonic() - before < 5.1
+    assert _queue.time is time
 
 
 def reported(capsys, *arguments):

@@ -19,6 +19,7 @@ from ..arena import arena
 from ..errors import Error
 from ..port import Port
 from ._fuzz_caller import Caller
+from ._fuzz_clock import repeatable
 from ._fuzz_device import FuzzDevice
 
 LIES = (0.0, 0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.5)  # chances of a lie a step
@@ -37,6 +38,8 @@ class InChild(BaseException):
 class Round:
     """One round; all of it follows from `seed` and `number`, but for what threads do.
 
+    Rounds with threads are those of a crowd, and those with accomplices.
+
     note  called with steps and calls made since the last time
     """
 
@@ -53,8 +56,7 @@ class Round:
 
     def play(self) -> None:
         """Raises Finding, or what the driver must not raise."""
-        gc.disable()  # collected when a caller says so: a replay does the same
-        with _unraisable_is_raised():
+        with repeatable(), _collected_on_demand(), _unraisable_is_raised():
             self._play()
 
     def _play(self) -> None:
@@ -153,6 +155,17 @@ def _running(works: list[Callable[[], object]]) -> Iterator[None]:
         for thread in threads:
             thread.join()
         sys.setswitchinterval(interval)
+
+
+@contextmanager
+def _collected_on_demand() -> Iterator[None]:
+    """Garbage is collected when a caller says so, and then is this round's."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager
