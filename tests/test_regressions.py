@@ -102,7 +102,7 @@ ports = [pyvirtnet.open("sim:loopback") for _ in range(3)]
 def broken(): raise OSError("stuck")
 ports[1]._transport.reset = broken
 import atexit
-from pyvirtnet import port as module
+from pyvirtnet import life as module
 atexit.unregister(module._close_all)
 module._close_all()
 print([p._transport.closed for p in ports])

@@ -13,8 +13,9 @@ import numpy as np
 
 from .._burst import TxBurst, tx_stride
 from .._stamp import Checker, in_flight, stamp
+from ..bringup import NET_HEADER
 from ..errors import Error
-from ..port import NET_HEADER, Port
+from ..port import Port
 from ..spec import PAGE
 from ._pktgen_report import Report, Row, change
 

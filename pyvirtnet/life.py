@@ -1,0 +1,206 @@
+"""A port's life: looks at its device, resets, the end; fork and exit."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import inf
+from threading import RLock
+from types import TracebackType
+from typing import Self
+
+from ._pages import disown_stores
+from .bringup import BringUp
+from .errors import DeviceGone, Error, PortClosed, QueueBusy
+from .spec import Feature
+from .transport.base import Transport
+
+RETRY_SECONDS = 0.05  # between attempts to reach a device that is away
+
+
+class Life(BringUp):
+    """When the device works, when it is away or down, and when all is over."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        ring_size: int | None,
+        pages: int | None,
+        wanted: frozenset[Feature] | None,
+        reconnect: bool | float,
+    ) -> None:
+        if reconnect and not transport.reconnects:
+            raise ValueError(f"reconnect= is for vhost-user ports, not for {transport.name}")
+        super().__init__(transport, ring_size, pages, wanted)
+        self._reconnect = inf if reconnect is True else float(reconnect)
+        self._gone_at: float | None = None  # while a device is away that may come back
+        self._next_try = 0.0
+        self._closed = False
+        self._changing = False  # reset() or a return of the device is under way
+        self._close_wanted = False  # and close() was called in the middle of it
+        with self._change():
+            self._bring_up()
+        _open_ports.add(self)
+
+    def reset(self) -> None:
+        """Reset the device and start anew: after DeviceBroken, after DeviceGone once it is back,
+        or to begin from empty rings.
+
+        Frames in flight are lost; bursts and views stay as they are; counters go on.
+        """
+        with self._care, self._change():
+            if self._closed:
+                raise PortClosed(f"{self.name} is closed", mend="open the port again")
+            mend = "call it again; if it failed, port.reset() once more"
+            self._take_down(PortClosed(f"{self.name} is closed", "the port is being reset", mend))
+            self._transport.revive()
+            self._bring_up()
+            self._gone_at = None
+
+    def close(self) -> None:
+        """Reset the device, then let go of it. Live views stay readable. May be called twice."""
+        why = PortClosed(f"{self.name} is closed", "the port was closed", "open the port again")
+        with self._care:
+            if self._closed:
+                return
+            if self._changing:  # by a signal handler or finaliser in the middle of reset()
+                self._close_wanted = True
+                return
+            self._take_down(why)
+            self._transport.close()
+            self._closed = True  # not before: a close() that Ctrl-C broke off can be repeated
+            _open_ports.discard(self)
+            self._memory = self._pool = None
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Taking the device down and up again; what comes in between is refused or put off."""
+        if self._changing:
+            raise QueueBusy(
+                f"{self.name} cannot be reset", "a reset is under way", "let it finish first"
+            )
+        self._changing = True
+        try:
+            yield
+        finally:
+            self._changing = False
+            if self._close_wanted:
+                self._close_wanted = False
+                self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def _take_down(self, why: Error) -> None:
+        """Reset first; only then does what the device held go back to its holders (2.4)."""
+        self._down = why
+        self._control.stop(why)
+        try:
+            self._transport.reset()
+        except DeviceGone:
+            pass  # and with it all it could reach
+        except Error:
+            self._memory = self._pool = None  # it may go on writing: leave that memory to it
+        queues, self._queues = self._queues, []
+        self._past += queues
+        for queue in queues:
+            if not queue._stop(why):  # a call is under way: the next rings get memory of their own
+                self._memory = self._pool = None
+        if isinstance(why, DeviceGone):
+            self._transport.let_go(why)
+
+    def _look(self) -> None:
+        """A queue idles. A device that has gone raises DeviceGone, or is waited for."""
+        if self._closed or not self._care.acquire(blocking=False):
+            return
+        try:
+            if self._changing:
+                return
+            if self._gone_at is None:
+                self._check()
+            if self._gone_at is not None and time.monotonic() >= self._next_try:
+                self._try_again(self._gone_at)
+        finally:
+            self._care.release()
+
+    def _check(self) -> None:
+        try:
+            self._transport.check()
+        except Error as gone:
+            if not self._reconnect:
+                self._take_down(gone)
+                raise
+            if not all(queue._pause(gone) for queue in self.queues):
+                return  # another thread is in a call: look again later
+            if not isinstance(gone, DeviceGone):
+                self._memory = self._pool = None  # it may go on writing
+            self._gone_at = time.monotonic()
+
+    def _try_again(self, gone_at: float) -> None:
+        try:
+            with self._change():
+                self._transport.revive(0.0)
+                self._bring_up()
+                self._gone_at = None
+        except Error as error:
+            now = time.monotonic()
+            self._next_try = now + RETRY_SECONDS
+            if now - gone_at < self._reconnect:
+                return
+            gone = DeviceGone(
+                f"{self.name} is gone",
+                f"it did not come back within {self._reconnect:g} s; {error.what}: {error.why}",
+                "start the back end again, then port.reset()",
+            )
+            self._take_down(gone)
+            raise gone from error
+
+    def _abandon(self) -> None:
+        """In a forked child: the device is the parent's; only our copies of files go."""
+        self._closed, self._changing, self._care = True, False, RLock()
+        why = "it belongs to the process that this one was forked from"
+        closed = PortClosed(f"{self.name} is closed", why, "open the port again")
+        self._control.abandon(closed)
+        for queue in self.queues:
+            queue._abandon(closed)
+        self._transport.abandon()
+
+
+_open_ports: weakref.WeakSet[Life] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Leave no device alive at exit. The kernel does the same for a process that is killed."""
+    for port in list(_open_ports):
+        try:
+            port.close()
+        except BaseException:  # one that cannot be closed keeps no other from it
+            sys.excepthook(*sys.exc_info())
+
+
+def _after_fork() -> None:
+    disown_stores()
+    for port in list(_open_ports):
+        port._abandon()
+    _open_ports.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
