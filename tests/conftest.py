@@ -19,6 +19,7 @@ APART = (
     "conformance",
     "control*",
     "demo",
+    "doctor*",
     "fuzz",
     "layering",
     "memory",

@@ -39,6 +39,7 @@ COMMANDS = {
     "bind": Command("bind", "hand NICs to vfio-pci"),
     "restore": Command("bind", "give NICs back to the kernel", ("restore",)),
     "status": Command("bind", "list the NICs: who has them, what uses them", ("status",)),
+    "doctor": Command("doctor", "what this machine lacks, and what mends it"),
     "pktgen": Command("pktgen", "send, receive and verify frames"),
     "fwd": Command("fwd", "forward frames, changed or not; answer ARP and pings"),
     "completion": Command("completion", "completion for bash, zsh or fish"),
