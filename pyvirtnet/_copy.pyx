@@ -7,6 +7,7 @@ from libc.string cimport memcpy, memset
 from ._pages cimport (
     HEAD_BYTES,
     HEADER_BYTES,
+    MOST_HEADER_BYTES,
     PAGE_BYTES,
     PagePool,
     Store,
@@ -75,7 +76,7 @@ cdef bint _copy_to_page(Store *store, const uint8_t *data, uint32_t length) noex
     store.heads = page_address(store.pool, page) + HEADER_BYTES
     store.header_iova = page_iova(store.pool, page)
     store.head_room = length
-    memset(store.heads - HEADER_BYTES, 0, HEADER_BYTES)
+    memset(store.heads - MOST_HEADER_BYTES, 0, MOST_HEADER_BYTES)
     memcpy(store.heads, data, length)
     return True
 

@@ -1,7 +1,7 @@
 """The packed virtqueue (VIRTIO 1.3, 2.8): one ring of descriptors that both sides write.
 
 Knows neither pages nor frames. What the device marked used is read once, as one word, and not
-believed here: `_ring` checks it against its own shadow state.
+believed here: the core checks it against its own shadow state.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

@@ -6,7 +6,7 @@ head slots, the frames' lengths, the fragments in pages, and a count of who stil
 """
 
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     PAGE_BYTES = 4096
@@ -14,6 +14,7 @@ cdef enum:
     # first lines; one line more a page spreads them ("colouring").
     PAGE_STRIDE = PAGE_BYTES + 64
     HEADER_BYTES = 12           # struct virtio_net_hdr, 5.1.6
+    MOST_HEADER_BYTES = 20      # with HASH_REPORT; a legacy device without MRG_RXBUF has 10
     # A page begins this far into its first cache line, so that the header ends a line and the
     # frame begins one. Devices leave a header alone that is already right: its line then stays
     # shared, and a small frame costs one line's way from core to core instead of two.
@@ -26,7 +27,7 @@ cdef enum:
 
 cdef struct Frag:
     uint32_t page
-    uint16_t offset             # in the page
+    int16_t offset              # in the page; below 0 behind a header of 20 bytes
     uint16_t length
 
 cdef struct Store:

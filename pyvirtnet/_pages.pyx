@@ -285,7 +285,7 @@ cdef class PagePool:
         """Every head slot's virtio header is zero again: a device may have written there."""
         cdef uint32_t slot
         for slot in range(self.pool.nslots):
-            memset(_head(&self.pool, slot) - HEADER_BYTES, 0, HEADER_BYTES)
+            memset(_head(&self.pool, slot) - MOST_HEADER_BYTES, 0, MOST_HEADER_BYTES)
 
     def __dealloc__(self):
         cdef Store *store

@@ -3,16 +3,13 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 from ._burst cimport RxBurst
-from ._pages cimport PagePool, Store
-from ._ring cimport RxRing, TxRing
+from ._frames cimport Sender
+from ._post cimport RxRing
 
 
-cdef class QueuePair:
+cdef class QueuePair(Sender):
     cdef RxRing rx
-    cdef TxRing tx
     cdef uint8_t rx_busy, tx_busy
-    cdef readonly PagePool pool
-    cdef object name
     cdef object closed              # None, or why there is no queue now: an Error
     cdef bint stopped               # closed because the device was reset
     cdef bint away                  # closed, yet calls find nothing instead of raising
@@ -34,9 +31,4 @@ cdef class QueuePair:
     cdef int _leave(self, uint8_t *busy) except -1
     cdef int _call_rx(self) except -1
     cdef int _call_tx(self) except -1
-    cdef Py_ssize_t _send_rows(self, burst) except -1
-    cdef Py_ssize_t _send_list(self, frames) except -1
-    cdef Py_ssize_t _full(self, Py_ssize_t i, Store *store, uint32_t frame) except -1
     cdef int _reclaim(self) except -1
-    cdef int _put_one(self, item, Py_ssize_t i) except -1
-    cdef int _put_copy(self, item, Py_ssize_t i) except -1

@@ -4,18 +4,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ._burst import Burst, RxBurst
+from ._frames import Sender
 from ._pages import PagePool
 from .errors import Error
 from .transport.base import Doorbell
 
-MIN_FRAME: int
 LOOK_SECONDS: float
 BUSY_LOOK_SECONDS: float
 
-def ring_bytes(size: int, *, packed: bool = False, tables: bool = False) -> int: ...
-def ring_parts(size: int, *, packed: bool = False) -> tuple[int, int, int]: ...
-
-class QueuePair:
+class QueuePair(Sender):
     pool: PagePool | None
     def __init__(self, name: str, look: Callable[[], object]) -> None: ...
     def _set_up(
@@ -33,6 +30,7 @@ class QueuePair:
         in_order: bool = False,
         event_idx: bool = False,
         indirect: bool = False,
+        header_bytes: int = 12,
     ) -> None: ...
     def _start(self, rx_bell: Doorbell, tx_bell: Doorbell, irq_fd: int) -> None: ...
     def _stop(self, why: Error) -> bool: ...

@@ -2,7 +2,6 @@
 
 cimport cython
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -12,24 +11,23 @@ import select
 import time
 from contextlib import suppress
 
-from ._barrier cimport enter, hold, leave
-from ._burst cimport Burst, Frame, RxBurst, empty_rx_burst, new_rx_burst
-from ._copy cimport as_bytes, copy_in, pages_for
-from ._packed cimport packed_bytes, packed_device_offset, packed_driver_offset
+from ._barrier cimport enter, leave
+from ._burst cimport Burst, RxBurst, empty_rx_burst, new_rx_burst
+from ._frames cimport Sender
 from ._pages cimport (
+    HEADER_BYTES,
     PagePool,
     Store,
     drop_store,
     give_slots,
     hold_slots,
-    is_ours,
     take_slots,
     take_store,
 )
+from ._post cimport rx_create, rx_destroy, rx_refill, rx_set_interrupts
+from ._receive cimport rx_pending, rx_receive, rx_waiting
+from ._reclaim cimport tx_create, tx_destroy, tx_reclaim
 from ._ring cimport (
-    BELL_CALL,
-    BELL_EVENTFD,
-    BELL_MMIO16,
     BELL_NONE,
     BROKEN_COUNT,
     BROKEN_ID,
@@ -37,30 +35,15 @@ from ._ring cimport (
     BROKEN_LENGTH,
     BROKEN_ORDER,
     BROKEN_REPEAT,
-    PUT_TAKEN,
-    TABLE_BYTES,
-    Bell,
     RingFormat,
-    rx_create,
-    rx_destroy,
-    rx_pending,
-    rx_receive,
-    rx_refill,
-    rx_set_interrupts,
-    rx_waiting,
-    tx_create,
-    tx_destroy,
-    tx_publish,
-    tx_put,
-    tx_put_linear,
-    tx_reclaim,
-    tx_rewind,
+    ring_memory,
+    set_bell,
 )
-from ._split cimport split_bytes, split_device_offset, split_driver_offset
+from ._transmit cimport tx_publish, tx_rewind
 
+from ._ring import ring_bytes
 from .errors import DeviceBroken, PortClosed, QueueBusy
 
-MIN_FRAME = 14
 LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
 BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
 
@@ -77,50 +60,8 @@ _LIES = {
 }
 
 
-def ring_bytes(uint32_t size, *, bint packed=False, bint tables=False):
-    """Bytes of a virtqueue of `size` descriptors, with an indirect table for each or without."""
-    return _align(packed_bytes(size) if packed else split_bytes(size)) + _tables(size, tables)
-
-
-def ring_parts(uint32_t size, *, bint packed=False):
-    """Offsets of descriptor table, driver area and device area in a ring's memory."""
-    if packed:
-        return 0, packed_driver_offset(size), packed_device_offset(size)
-    return 0, split_driver_offset(size), split_device_offset(size)
-
-
-cdef size_t _align(size_t size):
-    return (size + 127) & ~<size_t>127
-
-
-cdef size_t _tables(uint32_t size, bint tables):
-    return _align(<size_t>size * TABLE_BYTES) if tables else 0
-
-
-cdef object _set_bell(Bell *bell, doorbell):
-    """Fill the C doorbell; returns the callable of one that is a call."""
-    kind = doorbell.kind
-    bell.value, bell.due, bell.with_data = doorbell.value, 0, doorbell.with_data
-    if kind == "call":
-        bell.kind = BELL_CALL
-        return doorbell.target
-    bell.kind = BELL_MMIO16 if kind == "mmio16" else BELL_EVENTFD
-    bell.target = doorbell.target
-    return None
-
-
-cdef uint8_t *_ring_memory(PagePool pool, size_t offset, uint32_t size, size_t needed,
-                           bint packed) except NULL:
-    """Memory for a ring in front of the pool's slots and pages, in the same region."""
-    if not 2 <= size <= 32768 or (size & (size - 1) and not packed):
-        raise ValueError(f"a ring has 2 to 32768 entries, a split one a power of two: not {size}")
-    if offset % 128 or offset + needed > pool.offset:
-        raise ValueError(f"there is no room for a ring at offset {offset}")
-    return <uint8_t *><size_t>pool.region.address + offset
-
-
 @cython.auto_pickle(False)
-cdef class QueuePair:
+cdef class QueuePair(Sender):
     """A receive queue and a transmit queue, and the pages both use.
 
     One thread at a time may receive and one may send; a second one gets `QueueBusy`. Now and then,
@@ -139,23 +80,25 @@ cdef class QueuePair:
 
     def _set_up(self, PagePool pool not None, size_t rx_offset, uint32_t rx_size, size_t tx_offset,
                 uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0,
-                bint packed=False, bint in_order=False, bint event_idx=False, bint indirect=False):
+                bint packed=False, bint in_order=False, bint event_idx=False, bint indirect=False,
+                uint8_t header_bytes=HEADER_BYTES):
         """Two empty rings; the pair was stopped, or was never started. Counters go on."""
         cdef uint8_t *rx_memory
         cdef uint8_t *tx_memory
         cdef RingFormat format
         if self.closed is None or self.nothing is None or pool.region is None:
             raise RuntimeError("a queue pair is stopped, and its pool set up, before it is set up")
-        rx_memory = _ring_memory(pool, rx_offset, rx_size, ring_bytes(rx_size, packed=packed),
-                                 packed)
-        tx_memory = _ring_memory(pool, tx_offset, tx_size,
-                                 ring_bytes(tx_size, packed=packed, tables=indirect), packed)
+        rx_memory = ring_memory(pool, rx_offset, rx_size, ring_bytes(rx_size, packed=packed),
+                                packed)
+        tx_memory = ring_memory(pool, tx_offset, tx_size,
+                                ring_bytes(tx_size, packed=packed, tables=indirect), packed)
         if not self._let_go():
             raise self._busy("setting up")
         self.stopped = False
         self.pool = pool
         format.packed, format.in_order = packed, in_order
         format.event_idx, format.indirect = event_idx, indirect
+        format.header_bytes = header_bytes
         format.ring_bytes = ring_bytes(tx_size, packed=packed)
         rx_create(&self.rx, &pool.pool, &format, rx_size, rx_memory, start, mergeable)
         tx_create(&self.tx, &format, tx_size, tx_memory, pool.region.iova + tx_offset, start,
@@ -169,8 +112,8 @@ cdef class QueuePair:
         """The device is live: post the receive buffers and ring the bell (3.1.1 step 8)."""
         if self.pool is None or self.closed is None:
             raise RuntimeError("a queue pair is set up before it is started")
-        self.rx_call = _set_bell(&self.rx.bell, rx_bell)
-        self.tx_call = _set_bell(&self.tx.bell, tx_bell)
+        self.rx_call = set_bell(&self.rx.bell, rx_bell)
+        self.tx_call = set_bell(&self.tx.bell, tx_bell)
         self.irq_fd = irq_fd
         self.closed, self.away = None, False
         rx_refill(&self.rx, True)
@@ -377,10 +320,7 @@ cdef class QueuePair:
         cdef Py_ssize_t sent
         self._reclaim()
         try:
-            if isinstance(frames, Burst):
-                sent = self._send_rows(frames)
-            else:
-                sent = self._send_list(frames)
+            sent = self._put_rows(frames) if isinstance(frames, Burst) else self._put_list(frames)
             if self.closed is not None:  # since the call began
                 raise self._gone()
         except BaseException:
@@ -390,94 +330,6 @@ cdef class QueuePair:
         if self.tx.bell.due:
             self._call_tx()
         return sent
-
-    cdef Py_ssize_t _send_rows(self, burst) except -1:
-        cdef Burst rows = burst
-        cdef Store *store = rows.store
-        cdef Py_ssize_t i = 0, first
-        cdef uint32_t frame
-        if rows.count == 0:
-            return 0
-        if not is_ours(store):
-            raise self._foreign()
-        hold(&store.refs, rows.count)
-        if store.begin == NULL:
-            i = tx_put_linear(&self.tx, store, rows.start, rows.step, rows.index, rows.count)
-        first = i
-        for i in range(first, rows.count):
-            frame = rows.frame(i)
-            if store.lengths[frame] > self.tx.max_frame:
-                drop_store(store, rows.count - i)
-                raise self._size_error(i, store.lengths[frame])
-            if tx_put(&self.tx, store, frame) != PUT_TAKEN:
-                drop_store(store, rows.count - i)
-                return self._full(i, store, frame)
-        return rows.count
-
-    cdef Py_ssize_t _send_list(self, frames) except -1:
-        cdef Py_ssize_t i = 0
-        if isinstance(frames, (bytes, bytearray, memoryview, str, Frame)):
-            raise TypeError("send_burst takes a list of frames: put the one frame into [ ]")
-        for item in frames:
-            if not self._put_one(item, i):
-                break
-            i += 1
-        return i
-
-    cdef int _put_one(self, item, Py_ssize_t i) except -1:
-        cdef Frame frame
-        cdef Store *store
-        if not isinstance(item, Frame):
-            return self._put_copy(item, i)
-        frame = item
-        store = frame.burst.store
-        if not is_ours(store):
-            raise self._foreign()
-        if store.lengths[frame.index] > self.tx.max_frame:
-            raise self._size_error(i, store.lengths[frame.index])
-        hold(&store.refs, 1)
-        if tx_put(&self.tx, store, frame.index) == PUT_TAKEN:
-            return 1
-        try:
-            self._full(i, store, frame.index)
-        finally:
-            drop_store(store, 1)
-        return 0
-
-    cdef int _put_copy(self, item, Py_ssize_t i) except -1:
-        """Copy a bytes-like, or a tuple of them, into a head slot and pages of the pool."""
-        cdef Py_buffer view
-        cdef Store *store
-        data = as_bytes(item, i)
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        try:
-            if not MIN_FRAME <= view.len <= self.tx.max_frame:
-                raise self._size_error(i, view.len)
-            store = copy_in(self.pool, <const uint8_t *>view.buf, view.len)
-        finally:
-            PyBuffer_Release(&view)
-        if store == NULL:
-            if pages_for(view.len) > self.pool.pool.npages:
-                raise ValueError(f"a copy of frame {i} needs {pages_for(view.len)} pages; "
-                                 f"{self.name} has {self.pool.pool.npages}: open it with pages=N")
-            self.tx.stats.full += 1
-            return 0
-        if tx_put(&self.tx, store, 0) == PUT_TAKEN:
-            return 1
-        try:
-            self._full(i, store, 0)
-        finally:
-            drop_store(store, 1)
-        return 0
-
-    cdef Py_ssize_t _full(self, Py_ssize_t i, Store *store, uint32_t frame) except -1:
-        """Frame `i` found no room: `i` were taken. One that no ring of this size takes raises."""
-        cdef uint32_t frags = store.begin[frame + 1] - store.begin[frame] if store.begin else 0
-        if frags + 1 > self.tx.size:  # an indirect table is no way out (2.7.5.3.1)
-            raise ValueError(f"frame {i} lies in {frags + 1} pieces; the transmit ring of "
-                             f"{self.name} has {self.tx.size} entries")
-        self.tx.stats.full += 1
-        return i
 
     def reclaim(self):
         """Take back what the device has sent; how many frames. `send_burst` does it by itself."""
@@ -580,12 +432,3 @@ cdef class QueuePair:
         return DeviceBroken(f"the {direction} queue of {self.name} is stopped",
                             "the device broke the virtio contract: " + _LIES[code].format(value),
                             "port.reset() starts it anew; report it to who makes the device")
-
-    def _foreign(self):
-        return PortClosed(f"{self.name} cannot send this burst",
-                          "its memory belongs to the process that this one was forked from",
-                          "send a copy: bytes(frame)")
-
-    def _size_error(self, i, size):
-        return ValueError(f"frame {i} has {size} bytes; {self.name} sends {MIN_FRAME} to "
-                          f"{self.tx.max_frame}")

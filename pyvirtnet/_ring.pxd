@@ -1,14 +1,14 @@
-"""The core: pages posted and merged into frames; frames sent and reclaimed on the next send.
+"""What the two rings of a pair share: their format, their doorbells, the lies of a device.
 
-Nothing the device writes is believed: ids, lengths, counts and indices are checked once, here,
-against private shadow state. A lie is a negative code; the queue is then broken for good.
+Nothing the device writes is believed: ids, lengths, counts and indices are checked once, in
+`_receive` and `_reclaim`, against private shadow state. A lie is a negative code; the queue is then
+broken for good.
 """
 
-from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from ._packed cimport PackedVq
-from ._pages cimport Pool, Store
-from ._split cimport SplitVq
+from ._barrier cimport eventfd_add, mmio_store16, mmio_store32
+from ._pages cimport PagePool
 
 cdef enum:
     BROKEN_INDEX = -1           # used index ahead of what is in flight
@@ -21,10 +21,6 @@ cdef enum:
 cdef enum:
     TABLE_ENTRIES = 18          # of an indirect table: the head and 17 pages, 65535 bytes
     TABLE_BYTES = 16 * TABLE_ENTRIES
-
-cdef enum:
-    PUT_FULL = 0
-    PUT_TAKEN = 1
 
 cdef enum:
     BELL_MMIO16 = 0
@@ -45,91 +41,33 @@ cdef struct RingFormat:
     uint8_t in_order
     uint8_t event_idx
     uint8_t indirect
+    uint8_t header_bytes        # of the virtio header, 5.1.6: 10, 12 or 20
     size_t ring_bytes           # of the ring itself; indirect tables lie behind it
 
-cdef struct RxStats:
-    uint64_t frames
-    uint64_t bytes
-    uint64_t buffers
-    uint64_t runts              # dropped: shorter than an Ethernet header
-    uint64_t no_pages           # calls that found descriptors without a page to post
-    uint64_t no_slots           # calls that found no free head slot
-    uint64_t lost               # delivered frames that a reset threw away
-    uint64_t kicks
 
-cdef struct TxStats:
-    uint64_t frames
-    uint64_t bytes
-    uint64_t full               # calls that could not take everything
-    uint64_t kicks
-    uint64_t reclaimed
-    uint64_t lost               # the device still had them at a reset
-
-cdef struct RxRing:
-    SplitVq split               # the one or the other
-    PackedVq packed
-    RingFormat format
-    uint32_t size
-    uint32_t id_mask            # of page_of
-    Pool *pool
-    uint32_t *page_of           # the page in each descriptor; NO_PAGE while it has none
-    uint64_t *exposed           # when each descriptor was exposed; the device has it if that was
-    uint64_t exposures          # before the last publication. Both count exposures since the
-    uint64_t published          # beginning
-    uint16_t *hungry            # a ring: descriptors without a page, in the order to be exposed in
-    uint32_t hungry_next
-    uint32_t nhungry
-    uint64_t *claimed           # scratch: checked used entries of one merged frame
-    uint64_t *inbox             # used entries as they were read, where the format needs it
-    uint32_t threshold          # exposed buffers that are worth a publication
-    uint8_t mergeable
-    int8_t broken               # 0 or a BROKEN_ code
-    uint8_t disordered          # broken as soon as what came before the lie is received
-    uint32_t lie                # the value that broke it
-    Bell bell
-    RxStats stats
-
-cdef struct InFlight:
-    Store *store                # NULL: this head is not in flight
-    uint32_t length             # of the frame, bytes
-    uint16_t ids                # that it has; split: one a descriptor
-    uint16_t descriptors        # in its chain
-
-cdef struct TxRing:
-    SplitVq split               # the one or the other
-    PackedVq packed
-    RingFormat format
-    uint32_t size
-    uint32_t id_mask            # of free_ids
-    uint8_t *tables             # indirect, one an id; NULL if there are none
-    uint64_t tables_iova
-    InFlight *in_flight
-    uint16_t *next              # private copy of the chains
-    uint16_t *free_ids          # a ring: ids come back in the order of their completion, so that
-    uint16_t free_head          # an orderly device sees the same available entries round by round
-    uint16_t free_tail
-    uint32_t max_frame          # bytes; frames over it are refused
-    int8_t broken
-    uint32_t lie
-    Bell bell
-    TxStats stats
+cdef inline void ring_bell(Bell *bell, uint16_t position) noexcept nogil:
+    cdef uint32_t value = bell.value
+    if bell.with_data:
+        value |= <uint32_t>position << 16
+    if bell.kind == BELL_MMIO16:
+        if bell.with_data:
+            mmio_store32(bell.target, value)
+        else:
+            mmio_store16(bell.target, bell.value)
+    elif bell.kind == BELL_EVENTFD:
+        eventfd_add(<int>bell.target)
+    elif bell.kind == BELL_CALL:
+        bell.due, bell.due_value = 1, value
 
 
-cdef bint rx_create(RxRing *rx, Pool *pool, const RingFormat *format, uint32_t size,
-                    uint8_t *memory, uint16_t start, bint mergeable) except False
-cdef void rx_destroy(RxRing *rx) noexcept nogil
-cdef int rx_pending(RxRing *rx) noexcept nogil
-cdef uint32_t rx_waiting(RxRing *rx) noexcept nogil
-cdef int rx_receive(RxRing *rx, Store *store, uint32_t want, uint32_t pending) noexcept nogil
-cdef void rx_refill(RxRing *rx, bint idle) noexcept nogil
-cdef void rx_set_interrupts(RxRing *rx, bint wanted) noexcept nogil
+cdef inline uint32_t round_up(uint32_t size) noexcept nogil:
+    """The power of two from `size` on."""
+    cdef uint32_t power = 1
+    while power < size:
+        power *= 2
+    return power
 
-cdef bint tx_create(TxRing *tx, const RingFormat *format, uint32_t size, uint8_t *memory,
-                    uint64_t memory_iova, uint16_t start, uint32_t max_frame) except False
-cdef void tx_destroy(TxRing *tx) noexcept
-cdef int tx_reclaim(TxRing *tx) noexcept
-cdef int tx_put(TxRing *tx, Store *store, uint32_t frame) noexcept nogil
-cdef uint32_t tx_put_linear(TxRing *tx, Store *store, Py_ssize_t start, Py_ssize_t step,
-                            const uint32_t *index, uint32_t count) noexcept nogil
-cdef void tx_rewind(TxRing *tx) noexcept
-cdef void tx_publish(TxRing *tx) noexcept nogil
+
+cdef object set_bell(Bell *bell, doorbell)
+cdef uint8_t *ring_memory(PagePool pool, size_t offset, uint32_t size, size_t needed,
+                          bint packed) except NULL

@@ -1,7 +1,7 @@
 """The split virtqueue (VIRTIO 1.3, 2.7): where the words lie, who writes them, in what order.
 
 Knows neither pages nor frames. The device writes `used`; nothing read there is believed here:
-`_ring` checks it against its own shadow state.
+the core checks it against its own shadow state.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

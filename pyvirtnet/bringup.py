@@ -11,7 +11,8 @@ from threading import RLock
 
 from . import dma
 from ._pages import PagePool
-from ._queue import QueuePair, ring_bytes, ring_parts
+from ._queue import QueuePair
+from ._ring import ring_bytes, ring_parts
 from .control import CONTROL_BYTES, Control
 from .errors import DeviceBroken, Error, FeatureMissing, NotVirtioNet
 from .negotiate import Features, negotiate, parse

@@ -11,7 +11,7 @@ from typing import Any
 from nic import HEADER, PAGE, Nic, frame, frames
 
 from pyvirtnet import Error, Port
-from pyvirtnet._queue import ring_bytes
+from pyvirtnet._ring import ring_bytes
 from pyvirtnet.testing import HostileDevice
 
 _SIZES = (14, 60, 128, 129, 1514, 4085, 9014)

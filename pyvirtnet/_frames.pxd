@@ -1,0 +1,22 @@
+"""Frames of any kind, put into the transmit ring of a queue pair."""
+
+from libc.stdint cimport uint32_t
+
+from ._burst cimport Frame
+from ._pages cimport PagePool, Store
+from ._reclaim cimport TxRing
+
+
+cdef class Sender:
+    cdef TxRing tx
+    cdef readonly PagePool pool
+    cdef object name
+
+    cdef Py_ssize_t _put_rows(self, burst) except -1
+    cdef Py_ssize_t _put_list(self, frames) except -1
+    cdef bint _put_frame(self, Frame frame, Py_ssize_t i) except -1
+    cdef bint _put_copy(self, item, Py_ssize_t i) except -1
+    cdef bint _put_held(self, Store *store, uint32_t frame, Py_ssize_t i) except -1
+    cdef Py_ssize_t _full(self, Py_ssize_t i, Store *store, uint32_t frame) except -1
+    cdef object _foreign(self)
+    cdef object _size_error(self, Py_ssize_t i, Py_ssize_t size)

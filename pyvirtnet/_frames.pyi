@@ -1,0 +1,6 @@
+"""What a queue pair is made of, on its sending side."""
+
+from ._pages import PagePool
+
+class Sender:
+    pool: PagePool | None

@@ -1,0 +1,115 @@
+"""What `send_burst` is given, put into a transmit ring: bursts, frames, bytes-likes."""
+
+cimport cython
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint8_t, uint32_t
+
+from ._barrier cimport hold
+from ._burst cimport Burst, Frame
+from ._copy cimport as_bytes, copy_in, pages_for
+from ._pages cimport Store, drop_store, is_ours
+from ._transmit cimport PUT_TAKEN, tx_put, tx_put_linear
+
+from .errors import PortClosed
+
+cdef enum:
+    MIN_FRAME = 14              # an Ethernet header
+
+
+@cython.auto_pickle(False)
+cdef class Sender:
+    """The transmit queue of a pair, and how frames of any kind get into it."""
+
+    cdef Py_ssize_t _put_list(self, frames) except -1:
+        """As `_put_rows`, for a list of frames and bytes-likes."""
+        cdef Py_ssize_t i = 0
+        if isinstance(frames, (bytes, bytearray, memoryview, str, Frame)):
+            raise TypeError("send_burst takes a list of frames: put the one frame into [ ]")
+        for item in frames:
+            if not (self._put_frame(item, i) if isinstance(item, Frame)
+                    else self._put_copy(item, i)):
+                break
+            i += 1
+        return i
+
+    cdef Py_ssize_t _put_rows(self, burst) except -1:
+        """Expose a prefix of `burst`, unpublished: how many. Raises for what cannot be sent."""
+        cdef Burst rows = burst
+        cdef Store *store = rows.store
+        cdef Py_ssize_t i = 0, first
+        cdef uint32_t frame
+        if rows.count == 0:
+            return 0
+        if not is_ours(store):
+            raise self._foreign()
+        hold(&store.refs, rows.count)
+        if store.begin == NULL:
+            i = tx_put_linear(&self.tx, store, rows.start, rows.step, rows.index, rows.count)
+        first = i
+        for i in range(first, rows.count):
+            frame = rows.frame(i)
+            if store.lengths[frame] > self.tx.max_frame:
+                drop_store(store, rows.count - i)
+                raise self._size_error(i, store.lengths[frame])
+            if tx_put(&self.tx, store, frame) != PUT_TAKEN:
+                drop_store(store, rows.count - i)
+                return self._full(i, store, frame)
+        return rows.count
+
+    cdef bint _put_frame(self, Frame frame, Py_ssize_t i) except -1:
+        cdef Store *store = frame.burst.store
+        if not is_ours(store):
+            raise self._foreign()
+        if store.lengths[frame.index] > self.tx.max_frame:
+            raise self._size_error(i, store.lengths[frame.index])
+        hold(&store.refs, 1)
+        return self._put_held(store, frame.index, i)
+
+    cdef bint _put_copy(self, item, Py_ssize_t i) except -1:
+        """Copy a bytes-like, or a tuple of them, into a head slot and pages of the pool."""
+        cdef Py_buffer view
+        cdef Store *store
+        data = as_bytes(item, i)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if not MIN_FRAME <= view.len <= self.tx.max_frame:
+                raise self._size_error(i, view.len)
+            store = copy_in(self.pool, <const uint8_t *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+        if store == NULL:
+            if pages_for(view.len) > self.pool.pool.npages:
+                raise ValueError(f"a copy of frame {i} needs {pages_for(view.len)} pages; "
+                                 f"{self.name} has {self.pool.pool.npages}: open it with pages=N")
+            self.tx.stats.full += 1
+            return False
+        return self._put_held(store, 0, i)
+
+    cdef bint _put_held(self, Store *store, uint32_t frame, Py_ssize_t i) except -1:
+        """Frame `i` of the call, of a store that is held for it."""
+        if tx_put(&self.tx, store, frame) == PUT_TAKEN:
+            return True
+        try:
+            self._full(i, store, frame)
+        finally:
+            drop_store(store, 1)
+        return False
+
+    cdef Py_ssize_t _full(self, Py_ssize_t i, Store *store, uint32_t frame) except -1:
+        """Frame `i` found no room: `i` were taken. One that no ring of this size takes raises."""
+        cdef uint32_t frags = store.begin[frame + 1] - store.begin[frame] if store.begin else 0
+        if frags + 1 > self.tx.size:  # an indirect table is no way out (2.7.5.3.1)
+            raise ValueError(f"frame {i} lies in {frags + 1} pieces; the transmit ring of "
+                             f"{self.name} has {self.tx.size} entries")
+        self.tx.stats.full += 1
+        return i
+
+    cdef object _foreign(self):
+        return PortClosed(f"{self.name} cannot send this burst",
+                          "its memory belongs to the process that this one was forked from",
+                          "send a copy: bytes(frame)")
+
+    cdef object _size_error(self, Py_ssize_t i, Py_ssize_t size):
+        return ValueError(f"frame {i} has {size} bytes; {self.name} sends {MIN_FRAME} to "
+                          f"{self.tx.max_frame}")

@@ -1,0 +1,86 @@
+"""Receive buffers: the ring they stand in, who has each of them."""
+
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from ._layout cimport DESC_WRITE
+from ._packed cimport PackedVq, packed_expose
+from ._pages cimport PAGE_STRIDE, Pool
+from ._ring cimport Bell, RingFormat
+from ._split cimport SplitVq, split_expose
+from ._virtqueue cimport Vq
+
+cdef extern from *:
+    const uint64_t NEVER "(~0ull)"  # a descriptor that the device does not have
+
+cdef struct RxStats:
+    uint64_t frames
+    uint64_t bytes
+    uint64_t buffers
+    uint64_t runts              # dropped: shorter than an Ethernet header
+    uint64_t no_pages           # calls that found descriptors without a page to post
+    uint64_t no_slots           # calls that found no free head slot
+    uint64_t lost               # delivered frames that a reset threw away
+    uint64_t kicks
+
+cdef struct RxRing:
+    SplitVq split               # the one or the other
+    PackedVq packed
+    RingFormat format
+    uint32_t size
+    uint32_t id_mask            # of page_of
+    Pool *pool
+    uint32_t header_bytes       # of the virtio header
+    uint32_t buffer_bytes       # of a buffer, header included
+    int32_t lead                # from a page to its buffer: frames begin where they always do
+    uint8_t *buffers            # of page 0; the others follow at the pages' stride
+    uint64_t buffers_iova
+    uint32_t *page_of           # the page in each descriptor; NO_PAGE while it has none
+    uint64_t *exposed           # when each descriptor was exposed; the device has it if that was
+    uint64_t exposures          # before the last publication. Both count exposures since the
+    uint64_t published          # beginning
+    uint16_t *hungry            # a ring: descriptors without a page, in the order to be exposed in
+    uint32_t hungry_next
+    uint32_t nhungry
+    uint64_t *claimed           # scratch: checked used entries of one merged frame
+    uint64_t *inbox             # used entries as they were read, where the format needs it
+    uint32_t threshold          # exposed buffers that are worth a publication
+    uint8_t mergeable
+    uint8_t plain               # headers of 12 bytes: what the fast path takes for granted
+    int8_t broken               # 0 or a BROKEN_ code
+    uint8_t disordered          # broken as soon as what came before the lie is received
+    uint32_t lie                # the value that broke it
+    Bell bell
+    RxStats stats
+
+
+cdef inline uint8_t *buffer_address(const RxRing *rx, uint32_t page) noexcept nogil:
+    return rx.buffers + <size_t>page * PAGE_STRIDE
+
+
+cdef inline uint64_t buffer_iova(const RxRing *rx, uint32_t page) noexcept nogil:
+    return rx.buffers_iova + <uint64_t>page * PAGE_STRIDE
+
+
+cdef inline void rx_expose(RxRing *rx, Vq *vq, uint32_t id) noexcept nogil:
+    """The page of descriptor `id` is the device's again, from the next publication on."""
+    rx.exposed[id] = rx.exposures
+    rx.exposures += 1
+    if Vq is SplitVq:
+        split_expose(vq, id)
+    else:
+        packed_expose(vq, id, buffer_iova(rx, rx.page_of[id]), rx.buffer_bytes, DESC_WRITE)
+
+
+cdef inline void rx_queue_up(RxRing *rx, uint32_t id) noexcept nogil:
+    """Descriptor `id`, without a page now, waits for `rx_refill`."""
+    cdef uint32_t last = rx.hungry_next + rx.nhungry
+    rx.exposed[id] = NEVER
+    rx.hungry[last - rx.size if last >= rx.size else last] = id
+    rx.nhungry += 1
+
+
+cdef bint rx_create(RxRing *rx, Pool *pool, const RingFormat *format, uint32_t size,
+                    uint8_t *memory, uint16_t start, bint mergeable) except False
+cdef void rx_destroy(RxRing *rx) noexcept nogil
+cdef void rx_refill(RxRing *rx, bint idle) noexcept nogil
+cdef void rx_set_interrupts(RxRing *rx, bint wanted) noexcept nogil
