@@ -31,7 +31,8 @@ from ._bench_testpmd import (
 HELP = "this driver and DPDK's virtio-user driver in turn, on one DPDK vhost back end"
 SIZE = 64
 SEED = 4  # bursts of frames set going round by the device: half of a ring
-WARM = 0.1  # seconds before a measurement begins
+TURNS = 6  # of either side within one measurement: hosts change their pace from second to second
+WARM = 0.05  # seconds before a turn is measured
 SETTLE = 2.0  # seconds that the device may take for one more frame
 ATTEMPTS = 3
 MODES = {  # mode: (what the device does, what DPDK's driver does)
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--packed", action="store_true", help="packed rings on both sides")
     add("--pairs", type=count, default=5, metavar="N", help="measurements of each side (5)")
-    add("--seconds", type=seconds, default=1.0, metavar="S", help="length of one (1)")
+    add("--seconds", type=seconds, default=1.0, metavar="S", help="length of one (1), in turns")
     add("--burst", type=count, default=64, metavar="N", help="frames a call of ours (64)")
     add("--dpdk-burst", type=count, default=32, metavar="N", help="of DPDK's driver (32, its own)")
     add("--ring", type=count, default=256, metavar="N", help="entries of every ring (256)")
@@ -162,10 +163,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         pairs: dict[str, list[list[float]]] = {mode: [] for mode in options.modes}
         for number in range(options.pairs):
             for mode in options.modes:
-                order: list[Driver] = [ours, dpdk] if number % 2 == 0 else [dpdk, ours]
-                rates = {one.port: measure(device, one, mode, options.seconds) for one in order}
-                pairs[mode].append([rates[ours.port], rates[dpdk.port]])
-                a, b = pairs[mode][-1]
+                a, b = pair(device, (ours, dpdk), mode, options.seconds)
+                pairs[mode].append([a, b])
                 progress(f"pair {number + 1} of {options.pairs}: {mode} {a:.2f} {b:.2f} Mpps")
         return {
             "modes": {mode: summary(pairs[mode]) for mode in options.modes},
@@ -190,6 +189,15 @@ def summary(pairs: list[list[float]]) -> dict[str, Any]:
         "ratios": [round(min(ratios), 3), round(max(ratios), 3)],
         "pairs": [[round(a, 3), round(b, 3)] for a, b in pairs],
     }
+
+
+def pair(device: Testpmd, sides: tuple[Driver, Driver], mode: str, seconds: float) -> list[float]:
+    """Mpps of both sides, each the mean of its turns; who goes first changes from turn to turn."""
+    rates: dict[int, list[float]] = {side.port: [] for side in sides}
+    for turn in range(TURNS):
+        for side in sides if turn % 2 == 0 else sides[::-1]:
+            rates[side.port].append(measure(device, side, mode, seconds / TURNS))
+    return [statistics.fmean(rates[side.port]) for side in sides]
 
 
 def measure(device: Testpmd, driver: Driver, mode: str, seconds: float) -> float:
