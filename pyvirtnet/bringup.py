@@ -14,7 +14,7 @@ from ._pages import PagePool
 from ._queue import QueuePair
 from ._ring import ring_bytes, ring_parts
 from .control import CONTROL_BYTES, Control
-from .errors import DeviceBroken, Error, FeatureMissing, NotVirtioNet
+from .errors import DeviceBroken, Error, FeatureMissing, NotVirtioNet, PortClosed
 from .negotiate import Features, negotiate, parse
 from .nic import Mac
 from .spec import MAX_FRAME, MAX_SPLIT_QUEUE, PAGE, Feature, NetConfig, Status
@@ -63,6 +63,14 @@ class BringUp:
     def queues(self) -> tuple[QueuePair, ...]:
         """The queue pairs; each has `recv_burst`, `send_burst` and `reclaim` of its own."""
         return tuple(self._queues)
+
+    @property
+    def _first(self) -> QueuePair:
+        """Queue pair 0; what stopped it, if it was stopped."""
+        if not self._queues:
+            never = PortClosed(f"{self.name} is closed", "it is not open yet", "pyvirtnet.open()")
+            raise (self._down or never).copy()
+        return self._queues[0]
 
     def _look(self) -> None:
         """A queue idles: see how the device is."""

@@ -74,7 +74,7 @@ class Port(Life, Filters, Tuning, Events):
         0 polls, None waits for ever; Ctrl-C ends a wait. Raises DeviceBroken, PortClosed,
         QueueBusy, and ValueError for n < 1.
         """
-        return self.queues[0].recv_burst(n, timeout=timeout)
+        return self._first.recv_burst(n, timeout=timeout)
 
     def send_burst(self, frames: RxBurst | TxBurst | Iterable[Any]) -> int:
         """Queue frames for transmission; how many were taken, always a prefix. Never blocks.
@@ -83,11 +83,11 @@ class Port(Life, Filters, Tuning, Events):
         Raises ValueError or TypeError for what is no frame, and then has sent nothing;
         DeviceBroken, PortClosed, QueueBusy.
         """
-        return self.queues[0].send_burst(frames)
+        return self._first.send_burst(frames)
 
     def reclaim(self) -> int:
         """Take back what the device has sent; how many frames. Sending does it by itself."""
-        return self.queues[0].reclaim()
+        return self._first.reclaim()
 
     def alloc_burst(self, n: int, size: int) -> TxBurst:
         """`n` frames of `size` bytes in DMA memory, zeroed: fill `.data`, send it, again and again.

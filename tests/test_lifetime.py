@@ -472,6 +472,39 @@ EXITS = {
             raise SystemExit(0)
         nic.port.send_burst(some())
         """,
+    "a forked child, its views and its parent's": """
+        import os, sys
+        nic = Nic()
+        nic.device.deliver(frame(9014), frame(60))
+        burst = nic.port.recv_burst(8)
+        views = [burst.heads, *burst[0].frags, nic.port.alloc_burst(2, 60).data]
+        nic.port.send_burst(burst)
+        pid = os.fork()
+        if pid == 0:
+            assert bytes(burst[0]) == frame(9014)
+            sys.exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        """,
+    "a finaliser that calls the port": """
+        import sys
+        import pyvirtnet
+        nic = Nic()
+        class Late:
+            def __del__(self, port=nic.port, error=pyvirtnet.Error):
+                try:
+                    port.recv_burst(1), port.send_burst([bytes(60)]), port.reset()
+                except error:
+                    pass
+        sys.late, nic.late = Late(), Late()
+        """,
+    "frames that are handed out by and by": """
+        nic = Nic()
+        nic.device.deliver(frame(9014), frame(60))
+        handed = iter(nic.port.recv_burst(8))
+        next(handed)
+        some = (bytes(one) for one in handed)
+        next(some)
+        """,
     "a thread that waits": """
         import threading
         from pyvirtnet import PortClosed

@@ -31,6 +31,28 @@ def test_the_queues_of_a_port_cannot_be_taken_from_it():
         send([bytes(60)])
 
 
+@pytest.mark.parametrize("name", ["recv_burst", "send_burst", "reclaim"])
+def test_a_call_through_the_class_says_that_the_port_is_closed(name):
+    """It was an IndexError: a stopped port has no queues."""
+    arguments = {"recv_burst": [1], "send_burst": [[bytes(60)]], "reclaim": []}[name]
+    with pyvirtnet.open("sim:loopback") as port:
+        getattr(pyvirtnet.Port, name)(port, *arguments)
+    with pytest.raises(pyvirtnet.PortClosed, match="was closed"):
+        getattr(pyvirtnet.Port, name)(port, *arguments)
+
+
+def test_a_call_through_the_class_says_that_the_device_is_gone():
+    nic = Nic()
+    nic.device.ask_for_reset()
+    with pytest.raises(pyvirtnet.DeviceBroken):
+        nic.port._look()
+    with pytest.raises(pyvirtnet.DeviceBroken):
+        pyvirtnet.Port.recv_burst(nic.port, 1)
+    nic.port.reset()
+    assert len(pyvirtnet.Port.recv_burst(nic.port, 1)) == 0
+    finish(nic)
+
+
 class Interrupted:
     """A signal at the n-th access to a device's status."""
 
