@@ -181,7 +181,8 @@ sanitized() {
     python=$home/bin/python
     sanitized_env="PYVIRTNET_SANITIZED=1 PYTHONMALLOC=malloc
         LD_PRELOAD=$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libstdc++.so)
-        ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:malloc_context_size=8
+        ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:malloc_context_size=8:\
+quarantine_size_mb=64
         UBSAN_OPTIONS=print_stacktrace=1"
 }
 

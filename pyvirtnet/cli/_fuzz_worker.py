@@ -78,7 +78,8 @@ class Worker:
         if (now := open_files()) != files:
             raise Finding(f"{files} files were open before the round, {now} after it")
         self._sizes.append(resident())
-        if len(self._sizes) > 60 and self._sizes[-1] > max(self._sizes[:20]) + SLACK:
+        first = self._sizes[: len(self._sizes) // 3]
+        if len(first) > 20 and self._sizes[-1] > max(first) + SLACK:
             raise Finding(f"memory grows: {self._sizes[::20]} bytes, every 20 rounds")
 
 
