@@ -14,6 +14,7 @@ from .errors import (
     FeatureMissing,
     GroupNotViable,
     InterfaceInUse,
+    LibraryMissing,
     MemlockLimit,
     NoIommu,
     NoPermission,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ._checksums import checksums_ok, fix_checksums
     from ._echo import answer_pings
     from ._headers import swap_flows, swap_macs
+    from .bpf import Filter
     from .control import Coalescing, Event, Rss, RssLimits, Vlans
     from .nic import Link, Mac, Stats
     from .port import Port, open
@@ -47,10 +49,12 @@ __all__ = [
     "Event",
     "Feature",
     "FeatureMissing",
+    "Filter",
     "Frame",
     "GroupNotViable",
     "HashType",
     "InterfaceInUse",
+    "LibraryMissing",
     "Link",
     "Mac",
     "MemlockLimit",
@@ -83,6 +87,7 @@ __version__ = "0.1.0"
 _LATER = {
     **dict.fromkeys(("Frame", "RxBurst", "TxBurst"), "._burst"),
     **dict.fromkeys(("checksums_ok", "fix_checksums"), "._checksums"),
+    "Filter": ".bpf",
     "answer_pings": "._echo",
     **dict.fromkeys(("swap_flows", "swap_macs"), "._headers"),
     **dict.fromkeys(("Coalescing", "Event", "Rss", "RssLimits", "Vlans"), ".control"),

@@ -23,6 +23,10 @@ class NoSuchDevice(Error):
     """No PCI function, socket or simulator of that name."""
 
 
+class LibraryMissing(Error):
+    """A library or package that this needs, and the driver does not, is not installed."""
+
+
 class NotVirtioNet(Error):
     """The PCI function exists and is not a virtio-net device that this driver can drive."""
 

@@ -69,6 +69,7 @@ bench_packages() {
     missing=
     need dpdk-testpmd dpdk-dev
     need valgrind valgrind
+    ldconfig -p | grep -q libpcap.so || missing="$missing libpcap0.8"
     need ip iproute2
     [ -z "$missing" ] || install_packages $missing ||
         stage "cannot install$missing (as root: apt-get update && apt-get install$missing)"

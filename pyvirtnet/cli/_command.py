@@ -21,6 +21,7 @@ _LACKING = (
     errors.DeviceBusy,
     errors.FeatureMissing,
     errors.GroupNotViable,
+    errors.LibraryMissing,
     errors.MemlockLimit,
     errors.NoIommu,
     errors.NoPermission,
