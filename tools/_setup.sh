@@ -108,10 +108,11 @@ install_packages() {
 virtual_environment() {
     extras=
     stamps=$project/.venv/stamp
-    if [ "$1" = dev ]; then
-        extras='[dev]'
-        stamps="$project/.venv/stamp $project/.venv/stamp-dev"
-    fi
+    case $1 in
+    dev) extras='[dev]' ;;
+    bench) extras='[plot]' ;;
+    esac
+    [ -z "$extras" ] || stamps="$stamps $project/.venv/stamp-$1"
     wanted=$(fingerprint)
     fresh=yes
     for stamp in $stamps; do
