@@ -1,7 +1,5 @@
 """Test frames: sequence numbers and checksums."""
 
-from typing import final
-
 from ._burst import Burst, TxBurst
 
 ETHERTYPE: int
@@ -11,7 +9,6 @@ STREAM: int
 def stamp(burst: TxBurst, first: int) -> None: ...
 def in_flight(burst: Burst) -> int: ...
 
-@final
 class Checker:
     def __init__(self, first: int | None = None) -> None: ...
     def check(self, burst: Burst) -> int: ...

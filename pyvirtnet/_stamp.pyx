@@ -184,7 +184,6 @@ cdef int _verify(const Store *store, uint32_t frame, uint64_t *sequence) noexcep
     return INTACT
 
 
-@cython.final
 @cython.auto_pickle(False)
 cdef class Checker:
     """Verifies the frames of one stream and counts what became of them.

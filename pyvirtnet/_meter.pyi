@@ -1,0 +1,13 @@
+"""Probes as they arrive."""
+
+from ._histogram import Histogram
+from ._stamp import Checker
+
+def payload_at(frame: bytes) -> int: ...
+
+class Meter(Checker):
+    def __init__(self, first: int | None = None) -> None: ...
+    @property
+    def latency(self) -> Histogram: ...
+    @property
+    def jitter(self) -> float: ...
