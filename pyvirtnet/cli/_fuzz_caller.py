@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from random import Random
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import numpy as np
 from .._burst import Frame, RxBurst, TxBurst
 from .._checksums import checksums_ok, fix_checksums
 from .._headers import swap_flows, swap_macs
-from ..errors import DeviceBroken, DeviceGone, Error, PortClosed
+from ..errors import DeviceBroken, DeviceGone, Error
 from ..port import Port
-from ._fuzz_evil import BAD_KEYS, NOT_FRAMES, NUMBERS, EvilArray, EvilIndex, EvilItems, Thrown
+from ._fuzz_arguments import KEPT, SIZES, Arguments
+from ._fuzz_evil import EvilArray, EvilIndex, EvilItems, Thrown
 
 ALLOWED = (
     Error,
@@ -28,28 +30,26 @@ ALLOWED = (
     MemoryError,
     Thrown,
 )
-KEPT = 48  # things held at once
 PORTS = 3
 MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_broadcast")
-SIZES = (0, 13, 14, 60, 64, 127, 128, 129, 1514, 4083, 4084, 4085, 9014, 65535, 65536)
 
 
-class Caller:
+class Caller(Arguments):
     """Calls `ports` in ways that follow from `random`; any error but ALLOWED comes through.
 
-    kept    bursts, frames, arrays and memoryviews that are held
     errors  how often each kind of error was raised
     """
 
     def __init__(
         self, random: Random, ports: list[Port], another: Callable[[], Port | None]
     ) -> None:
-        self.random, self.ports, self._another = random, ports, another
-        self.kept: list[Any] = []
+        super().__init__(random)
+        self.ports, self._another = ports, another
         self.errors: Counter[str] = Counter()
         self.calls = 0
         self.quiet = False  # no calls from within others any more
         self._depth = 0
+        self._thread = 0  # whose calls these are
         self._acts: dict[Callable[[], object], int] = {
             self.receive: 30,
             self.send: 30,
@@ -71,6 +71,7 @@ class Caller:
 
     def call(self) -> None:
         """One call, whatever comes of it."""
+        self._thread = get_ident()
         (act,) = self.random.choices(list(self._acts), list(self._acts.values()))
         self.calls += 1
         try:
@@ -86,8 +87,13 @@ class Caller:
                 port.reset()
 
     def from_within(self) -> None:
-        """A call in the middle of another: by a doorbell, an iterator, a finaliser."""
-        if not self.quiet and self._depth < 3 and self.random.random() < 0.3:
+        """A call in the middle of another: by a doorbell, an iterator, a finaliser.
+
+        Those run in any thread; what is held may only change in the caller's own.
+        """
+        if self.quiet or self._depth > 2 or self._thread != get_ident():
+            return
+        if self.random.random() < 0.3:
             self._depth += 1
             try:
                 self.call()
@@ -99,18 +105,6 @@ class Caller:
     @property
     def port(self) -> Port:
         return self.random.choice(self.ports)
-
-    def keep(self, *things: Any) -> None:
-        for thing in things:
-            if len(self.kept) < KEPT:
-                self.kept.append(thing)
-            else:
-                self.kept[self.random.randrange(KEPT)] = thing
-
-    def any_of(self, *kinds: type) -> Any:
-        """Something that is held, of one of these kinds if there is any; may be None."""
-        things = [thing for thing in list(self.kept) if isinstance(thing, kinds)]
-        return self.random.choice(things) if things else None
 
     # ---- calls -------------------------------------------------------------------------------
 
@@ -239,62 +233,12 @@ class Caller:
         if self.random.random() < 0.2:
             gc.collect(self.random.randrange(3))
 
-    # ---- arguments ---------------------------------------------------------------------------
-
     def _caller(self, name: str) -> Any:
         """A port's method by any of the ways to it."""
         port, way = self.port, self.random.randrange(3)
-        if way == 0:
-            return getattr(port, name)
-        if port.queues:
-            return getattr(port.queues[0], name) if way == 1 else getattr(Port, name).__get__(port)
-        raise PortClosed(f"{port.name} has no queues")
-
-    def _number(self) -> Any:
-        return self.random.choice(NUMBERS) if self.random.random() < 0.7 else EvilIndex(self)
-
-    def _key(self, count: int) -> Any:
-        kind = self.random.randrange(8)
-        if kind == 0:
-            return self.random.randrange(-count - 1, count + 1)
-        if kind < 4:
-            ends = (*range(-count - 2, count + 3, max(1, count // 4)), None, 1 << 70)
-            steps = (None, 1, -1, 2, -3, 1 << 62, -1 << 62, 1)
-            return slice(*(self.random.choice(part) for part in (ends, ends, steps)))
-        if kind == 4:
-            return np.array([self.random.random() < 0.5 for _ in range(count)], bool)
-        if kind < 7 and count:
-            return [self.random.randrange(-count, count) for _ in range(self.random.randrange(9))]
-        return self.random.choice((*BAD_KEYS, EvilArray(self), EvilIndex(self)))
-
-    def _frames(self) -> Any:
-        kind = self.random.randrange(10)
-        if kind < 4 and (burst := self.any_of(RxBurst, TxBurst)) is not None:
-            return burst
-        if kind == 4:
-            return self.random.choice(NOT_FRAMES)
-        items = [self._item() for _ in range(self.random.choice((1, 3, 8, 40)))]
-        if kind < 7:
-            return items
-        if kind == 7:
-            return iter(items)
-        return EvilItems(self, items)
-
-    def _item(self) -> Any:
-        data = bytes(self.random.choice((60, 128, 300)))
-        burst = self.any_of(RxBurst, TxBurst)
-        return self.random.choice(
-            (
-                data,
-                bytearray(data),
-                bytes(self.random.choice(SIZES)),
-                (data, memoryview(data)[::-1], [data[:5]]),
-                self.any_of(Frame) or data,
-                self.any_of(np.ndarray, memoryview) if self.random.random() < 0.2 else data,
-                burst[self.random.randrange(len(burst))] if burst else data,
-                self.random.choice(NOT_FRAMES) if self.random.random() < 0.02 else data,
-            )
-        )
+        if way == 1 and (queues := port.queues):
+            return getattr(queues[0], name)
+        return getattr(Port, name).__get__(port) if way == 2 else getattr(port, name)
 
     def _read(self, thing: Any) -> None:
         """Every byte that it shows."""
