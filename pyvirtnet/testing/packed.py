@@ -19,8 +19,8 @@ from .layout import (
     U16,
     USED_PART,
 )
-from .memory import Translate, publish
-from .queue import Areas, Entry, Exposed, Join, Virtqueue
+from .memory import publish
+from .queue import Areas, Entry, Exposed, Virtqueue
 from .violation import Violation, Where, words
 
 _MARKS = DESC_AVAIL | DESC_USED
@@ -37,23 +37,6 @@ class PackedQueue(Virtqueue):
 
     suppression = "2.8.10, 2.8.21.2"
 
-    def __init__(
-        self,
-        index: int,
-        areas: Areas,
-        translate: Translate,
-        *,
-        features: int,
-        start: int = 0,
-        join: Join = lambda: False,
-    ) -> None:
-        super().__init__(index, areas, translate, features=features, start=start, join=join)
-        # AVAIL and USED of each place as the device last saw or wrote them
-        self._marks = [
-            U16.unpack_from(self._table, 16 * place + 14)[0] & _MARKS for place in range(self.size)
-        ]
-        self._set_up(start)
-
     @staticmethod
     def spans(areas: Areas) -> tuple[tuple[str, int, int, int], ...]:
         return (  # 2.8.10.1
@@ -68,6 +51,10 @@ class PackedQueue(Virtqueue):
 
     def _set_up(self, start: int) -> None:
         """What is not available yet is blank; before a late start it may have been used."""
+        # AVAIL and USED of each place as the device last saw or wrote them
+        self._marks = [
+            U16.unpack_from(self._table, 16 * place + 14)[0] & _MARKS for place in range(self.size)
+        ]
         blank = (0, _MARKS) if start else (0,)
         position = start
         while position < start + self.size and self._is_available(position):

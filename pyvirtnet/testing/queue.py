@@ -79,6 +79,11 @@ class Virtqueue(ABC):
         self._seen = self._given = start  # how far the device has got: exposed, used
         self._in_flight: dict[int, Exposed] = {}
         self._until: int | None = 0  # places that may be exposed without a kick; None: any number
+        self._set_up(start)
+
+    @abstractmethod
+    def _set_up(self, start: int) -> None:
+        """Look at the parts as the driver has prepared them."""
 
     @staticmethod
     @abstractmethod

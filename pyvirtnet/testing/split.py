@@ -16,8 +16,8 @@ from .layout import (
     U16,
     USED_ELEMENT,
 )
-from .memory import Translate, publish
-from .queue import Areas, Entry, Exposed, Join, Virtqueue
+from .memory import publish
+from .queue import Areas, Entry, Exposed, Virtqueue
 from .violation import Violation, Where, words
 
 
@@ -25,23 +25,6 @@ class SplitQueue(Virtqueue):
     """A descriptor table, an available ring and a used ring; indices run modulo 65536."""
 
     suppression = "2.7.10.1"
-
-    def __init__(
-        self,
-        index: int,
-        areas: Areas,
-        translate: Translate,
-        *,
-        features: int,
-        start: int = 0,
-        join: Join = lambda: False,
-    ) -> None:
-        super().__init__(index, areas, translate, features=features, start=start, join=join)
-        self._avail, self._used = self._driver_area, self._device_area
-        self._owner: dict[int, int] = {}  # descriptor in flight -> head of its chain
-        # With IN_ORDER the table is used in order, from its first descriptor on (2.7.5).
-        self._due = None if start or not features & IN_ORDER else 0
-        self._set_up(start)
 
     @staticmethod
     def spans(areas: Areas) -> tuple[tuple[str, int, int, int], ...]:
@@ -56,6 +39,10 @@ class SplitQueue(Virtqueue):
         return self._seen
 
     def _set_up(self, start: int) -> None:
+        self._avail, self._used = self._driver_area, self._device_area
+        self._owner: dict[int, int] = {}  # descriptor in flight -> head of its chain
+        # With IN_ORDER the table is used in order, from its first descriptor on (2.7.5).
+        self._due = None if start or not self._features & IN_ORDER else 0
         blank = bytearray(self._used.nbytes)
         U16.pack_into(blank, 2, start)
         if bytes(self._used) != blank:
