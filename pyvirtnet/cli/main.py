@@ -42,6 +42,8 @@ COMMANDS = {
     "doctor": Command("doctor", "what this machine lacks, and what mends it"),
     "pktgen": Command("pktgen", "send, receive and verify frames"),
     "fwd": Command("fwd", "forward frames, changed or not; answer ARP and pings"),
+    "capture": Command("capture", "write what arrives to a file, pcap or pcapng"),
+    "replay": Command("replay", "send the frames of a capture"),
     "completion": Command("completion", "completion for bash, zsh or fish"),
     "bench": Command("bench", "measure the driver (in a clone of the project)"),
     "soak": Command("soak", "numbered frames round and round, and what became of them"),
