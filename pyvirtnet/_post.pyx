@@ -23,7 +23,7 @@ cdef bint rx_create(RxRing *rx, Pool *pool, const RingFormat *format, uint32_t s
     if format.packed:
         packed_init(&rx.packed, memory, size, start, format.event_idx, format.in_order)
     else:
-        split_init(&rx.split, memory, size, start, format.event_idx)
+        split_init(&rx.split, memory, size, start, format.event_idx, format.alignment)
     rx.exposures = rx.published = rx.broken = rx.disordered = rx.hungry_next = 0
     rx.threshold = max(1, min(32, size // 8))
     rx.id_mask = round_up(size) - 1

@@ -81,25 +81,25 @@ cdef class QueuePair(Sender):
     def _set_up(self, PagePool pool not None, size_t rx_offset, uint32_t rx_size, size_t tx_offset,
                 uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0,
                 bint packed=False, bint in_order=False, bint event_idx=False, bint indirect=False,
-                uint8_t header_bytes=HEADER_BYTES):
+                uint8_t header_bytes=HEADER_BYTES, uint32_t alignment=0):
         """Two empty rings; the pair was stopped, or was never started. Counters go on."""
         cdef uint8_t *rx_memory
         cdef uint8_t *tx_memory
         cdef RingFormat format
         if self.closed is None or self.nothing is None or pool.region is None:
             raise RuntimeError("a queue pair is stopped, and its pool set up, before it is set up")
-        rx_memory = ring_memory(pool, rx_offset, rx_size, ring_bytes(rx_size, packed=packed),
-                                packed)
+        layout = {"packed": packed, "alignment": alignment}
+        rx_memory = ring_memory(pool, rx_offset, rx_size, ring_bytes(rx_size, **layout), packed)
         tx_memory = ring_memory(pool, tx_offset, tx_size,
-                                ring_bytes(tx_size, packed=packed, tables=indirect), packed)
+                                ring_bytes(tx_size, tables=indirect, **layout), packed)
         if not self._let_go():
             raise self._busy("setting up")
         self.stopped = False
         self.pool = pool
         format.packed, format.in_order = packed, in_order
         format.event_idx, format.indirect = event_idx, indirect
-        format.header_bytes = header_bytes
-        format.ring_bytes = ring_bytes(tx_size, packed=packed)
+        format.header_bytes, format.alignment = header_bytes, alignment
+        format.ring_bytes = ring_bytes(tx_size, **layout)
         rx_create(&self.rx, &pool.pool, &format, rx_size, rx_memory, start, mergeable)
         tx_create(&self.tx, &format, tx_size, tx_memory, pool.region.iova + tx_offset, start,
                   max_frame)

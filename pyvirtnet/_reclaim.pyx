@@ -26,7 +26,7 @@ cdef bint tx_create(TxRing *tx, const RingFormat *format, uint32_t size, uint8_t
     if format.packed:
         packed_init(&tx.packed, memory, size, start, format.event_idx, format.in_order)
     else:
-        split_init(&tx.split, memory, size, start, format.event_idx)
+        split_init(&tx.split, memory, size, start, format.event_idx, format.alignment)
     tx.tables = NULL
     if format.indirect:
         tx.tables = memory + format.ring_bytes

@@ -42,6 +42,7 @@ cdef struct RingFormat:
     uint8_t event_idx
     uint8_t indirect
     uint8_t header_bytes        # of the virtio header, 5.1.6: 10, 12 or 20
+    uint32_t alignment          # of the device area, for legacy devices
     size_t ring_bytes           # of the ring itself; indirect tables lie behind it
 
 

@@ -7,24 +7,28 @@ from ._pages cimport PagePool
 from ._split cimport split_bytes, split_device_offset, split_driver_offset
 
 
-def ring_bytes(uint32_t size, *, bint packed=False, bint tables=False):
-    """Bytes of a virtqueue of `size` descriptors, with an indirect table for each or without."""
-    return _align(packed_bytes(size) if packed else split_bytes(size)) + _tables(size, tables)
+def ring_bytes(uint32_t size, *, bint packed=False, bint tables=False, uint32_t alignment=0):
+    """Bytes of a virtqueue of `size` descriptors, with an indirect table for each or without.
+
+    `alignment` is that of the device area and of the whole, for legacy devices.
+    """
+    cdef size_t ring = packed_bytes(size) if packed else split_bytes(size, alignment)
+    return _align(_align(ring, 128) + _tables(size, tables), alignment or 128)
 
 
-def ring_parts(uint32_t size, *, bint packed=False):
+def ring_parts(uint32_t size, *, bint packed=False, uint32_t alignment=0):
     """Offsets of descriptor table, driver area and device area in a ring's memory."""
     if packed:
         return 0, packed_driver_offset(size), packed_device_offset(size)
-    return 0, split_driver_offset(size), split_device_offset(size)
+    return 0, split_driver_offset(size), split_device_offset(size, alignment)
 
 
-cdef size_t _align(size_t size):
-    return (size + 127) & ~<size_t>127
+cdef size_t _align(size_t size, size_t unit):
+    return (size + unit - 1) & ~(unit - 1)
 
 
 cdef size_t _tables(uint32_t size, bint tables):
-    return _align(<size_t>size * TABLE_BYTES) if tables else 0
+    return _align(<size_t>size * TABLE_BYTES, 128) if tables else 0
 
 
 cdef object set_bell(Bell *bell, doorbell):

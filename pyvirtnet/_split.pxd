@@ -98,10 +98,10 @@ cdef inline void split_set_interrupts(SplitVq *vq, bint wanted) noexcept nogil:
     full_fence()  # what was asked before used.idx: pairs with the device's store of idx
 
 
-cdef size_t split_bytes(uint32_t size) noexcept nogil
+cdef size_t split_bytes(uint32_t size, uint32_t alignment) noexcept nogil
 cdef void split_init(SplitVq *vq, uint8_t *memory, uint32_t size, uint16_t start,
-                     bint event_idx) noexcept nogil
+                     bint event_idx, uint32_t alignment) noexcept nogil
 cdef size_t split_driver_offset(uint32_t size) noexcept nogil
-cdef size_t split_device_offset(uint32_t size) noexcept nogil
+cdef size_t split_device_offset(uint32_t size, uint32_t alignment) noexcept nogil
 cdef int split_unroll(SplitVq *vq, uint16_t pending, uint32_t full,
                       uint32_t *culprit) noexcept nogil

@@ -3,8 +3,12 @@
 from libc.string cimport memset
 
 
+cdef size_t _round_up(size_t size, size_t unit) noexcept nogil:
+    return (size + unit - 1) & ~(unit - 1)
+
+
 cdef size_t _line_up(size_t size) noexcept nogil:
-    return (size + 127) & ~<size_t>127
+    return _round_up(size, 128)
 
 
 cdef size_t split_driver_offset(uint32_t size) noexcept nogil:
@@ -12,23 +16,29 @@ cdef size_t split_driver_offset(uint32_t size) noexcept nogil:
     return _line_up(16 * <size_t>size)
 
 
-cdef size_t split_device_offset(uint32_t size) noexcept nogil:
-    """The used ring, behind the available ring: its first entry begins a cache line."""
+cdef size_t split_device_offset(uint32_t size, uint32_t alignment) noexcept nogil:
+    """The used ring, behind the available ring: its first entry begins a cache line.
+
+    Legacy devices look for it at the next multiple of their `alignment`, else 0 (2.7.2).
+    """
+    if alignment:
+        return _round_up(18 * <size_t>size + 6, alignment)
     return split_driver_offset(size) + _line_up(6 + 2 * <size_t>size) + 60
 
 
-cdef size_t split_bytes(uint32_t size) noexcept nogil:
-    return _line_up(split_device_offset(size) + 6 + 8 * <size_t>size)
+cdef size_t split_bytes(uint32_t size, uint32_t alignment) noexcept nogil:
+    cdef size_t end = split_device_offset(size, alignment) + 6 + 8 * <size_t>size
+    return _round_up(end, alignment) if alignment else _line_up(end)
 
 
 cdef void split_init(SplitVq *vq, uint8_t *memory, uint32_t size, uint16_t start,
-                     bint event_idx) noexcept nogil:
+                     bint event_idx, uint32_t alignment) noexcept nogil:
     """An empty ring in `memory` (128-byte aligned), both indices at `start`, interrupts off."""
-    memset(memory, 0, split_bytes(size))
+    memset(memory, 0, split_bytes(size, alignment))
     memset(vq, 0, sizeof(SplitVq))
     vq.desc = <Desc *>memory
     vq.avail = <Avail *>(memory + split_driver_offset(size))
-    vq.used = <Used *>(memory + split_device_offset(size))
+    vq.used = <Used *>(memory + split_device_offset(size, alignment))
     vq.view = <const uint64_t *>vq.used.ring
     vq.mask = <uint16_t>(size - 1)
     vq.avail_next = vq.published = vq.used_next = start

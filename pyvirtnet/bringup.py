@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import RLock
+from typing import Any
 
 from . import dma
 from ._pages import PagePool
@@ -51,7 +52,7 @@ class BringUp:
         self._control = Control(self.name, transport, self._care)
         self._queues: list[QueuePair] = []
         self._past: list[QueuePair] = []  # stopped; some wait for a call to end
-        self._format: dict[str, bool] = {}
+        self._format: dict[str, Any] = {}
         self._sizes: list[int] = []  # of the rings that the memory was allocated for
         self._memory: dma.Region | None = None
         self._pool: PagePool | None = None
@@ -122,14 +123,14 @@ class BringUp:
     def _set_up_queues(self) -> None:
         """Step 7: memory for rings and pages, rings empty, the device told where they are."""
         ring_format = self._ring_format()
-        packed = ring_format["packed"]
-        sizes = [self._queue_size(index, packed) for index in (0, 1)]
+        sizes = [self._queue_size(index, ring_format["packed"]) for index in (0, 1)]
         fits = (sizes, ring_format) == (self._sizes, self._format)
         if self._memory is None or self._pool is None or not fits:
             self._memory, self._pool = self._allocate(sizes, ring_format)
         self._pool.clear_headers()
         self._sizes, self._format = sizes, ring_format
-        offsets = (0, ring_bytes(sizes[0], packed=packed))
+        layout = _layout(ring_format)
+        offsets = (0, ring_bytes(sizes[0], **layout))
         if not self._queues:
             self._make_queues()
         self.queues[0]._set_up(
@@ -144,17 +145,20 @@ class BringUp:
             **self._format,
         )
         for index, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
-            parts = (self._memory.iova + offset + part for part in ring_parts(size, packed=packed))
+            parts = (self._memory.iova + offset + part for part in ring_parts(size, **layout))
             self._bells[index] = self._transport.setup_queue(index, QueueAddresses(size, *parts))
         self._control.set_up(self._features, self._memory)
 
-    def _ring_format(self) -> dict[str, bool]:
-        negotiated = self._features.negotiated
+    def _ring_format(self) -> dict[str, Any]:
+        negotiated, device = self._features.negotiated, self._transport
+        mergeable = Feature.MRG_RXBUF in negotiated
         return {
             "packed": Feature.RING_PACKED in negotiated,
             "in_order": Feature.IN_ORDER in negotiated,
             "event_idx": Feature.EVENT_IDX in negotiated,
             "indirect": Feature.INDIRECT_DESC in negotiated,
+            "header_bytes": NET_HEADER if mergeable else device.plain_header_bytes,
+            "alignment": device.ring_alignment,
         }
 
     def _go_live(self) -> None:
@@ -184,16 +188,16 @@ class BringUp:
         )
 
     def _allocate(
-        self, sizes: Sequence[int], ring_format: dict[str, bool]
+        self, sizes: Sequence[int], ring_format: dict[str, Any]
     ) -> tuple[dma.Region, PagePool]:
         """One region: rings, head slots, pages, control queue. It stays while the sizes do."""
         pages = self._pages if self._pages is not None else PAGES_PER_ENTRY * sizes[0]
         if pages < 1:
             raise ValueError(f"a port needs at least one page, not {pages}")
         slots = -(-SLOTS_PER_ENTRY * sizes[0] // 64) * 64
-        packed, tables = ring_format["packed"], ring_format["indirect"]
-        rings = ring_bytes(sizes[0], packed=packed)
-        rings += ring_bytes(sizes[1], packed=packed, tables=tables)
+        layout = _layout(ring_format)
+        rings = ring_bytes(sizes[0], **layout)
+        rings += ring_bytes(sizes[1], tables=ring_format["indirect"], **layout)
         pool = PagePool.bytes_needed(pages, slots)
         memory = dma.memory.allocate(rings + pool + CONTROL_BYTES)
         return memory, PagePool(memory, rings, pages, slots, max(*sizes, 64))
@@ -250,6 +254,11 @@ class BringUp:
         raw = self._transport.read_config(offset, struct.calcsize(layout))
         value: int = struct.unpack(layout, raw)[0]
         return value
+
+
+def _layout(ring_format: dict[str, Any]) -> dict[str, Any]:
+    """What decides where the parts of a ring lie."""
+    return {name: ring_format[name] for name in ("packed", "alignment")}
 
 
 def _look_at(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:

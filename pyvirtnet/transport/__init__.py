@@ -29,9 +29,17 @@ def open_transport(address: str, *, noiommu: bool = False) -> Transport:
 
 
 def _open_pci(name: str, *, noiommu: bool, iommufd: bool) -> Transport:
+    """By modern registers if there are any; by legacy ones only where no IOMMU is in the way."""
     from ..vfio.choice import iommu_for
     from ..vfio.function import find
+    from .pci_caps import LegacyOnly
     from .vfio_pci import VfioPciTransport
+    from .virtio_legacy import VirtioLegacyTransport
 
     iommu = iommu_for(find(name), noiommu=noiommu, iommufd=iommufd)
-    return VfioPciTransport(name, iommu)
+    try:
+        return VfioPciTransport(name, iommu)
+    except LegacyOnly:
+        if not iommu.physical:
+            raise
+        return VirtioLegacyTransport(name, iommu)

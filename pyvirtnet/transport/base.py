@@ -49,6 +49,8 @@ class Transport(ABC):
     default_ring_size: int | None = None  # where the device leaves the size to us
     reconnects: bool = False  # the device may go away and come back: `revive`
     no_control_queue: str = ""  # why there can be none
+    ring_alignment: int = 0  # of the device area, for legacy devices (2.7.2)
+    plain_header_bytes: int = 12  # of the virtio header without MRG_RXBUF (5.1.6)
     start_index: int = 0  # where ring indices start; a back end that outlived us has its own
 
     def check(self) -> None:  # noqa: B027

@@ -29,6 +29,10 @@ class Window:
     multiplier: int = 0
 
 
+class LegacyOnly(NotVirtioNet):
+    """The function has no modern registers."""
+
+
 NOWHERE = Window(0, 0, 0)
 
 
@@ -48,7 +52,7 @@ def find_windows(device: Device) -> dict[PciCap, Window]:
         else:
             windows[PciCap(kind)] = window
     if not seen:
-        raise NotVirtioNet(
+        raise LegacyOnly(
             f"cannot open {device.bdf}",
             "it has no modern virtio capabilities, only the legacy interface",
             "QEMU: remove disable-modern=on from the device",
