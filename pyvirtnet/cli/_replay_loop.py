@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from itertools import count
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from ..port import Port
 from ._live import Live
 from ._pktgen_traffic import Stop
 from ._replay_frames import Part, Recording
+
+Times: TypeAlias = NDArray[np.floating[Any]]
 
 PATIENCE = 5.0  # seconds without any progress after which a run gives up
 _COARSE = 0.002  # seconds that a sleep may take too long; the rest is waited for awake
@@ -38,22 +41,22 @@ class Pace:
     def begin_pass(self) -> None:
         self._first = None
 
-    def times(self, part: Part) -> NDArray[np.float64] | None:
+    def times(self, part: Part) -> Times | None:
         """float64[n], rising: when the frames of the next part are due."""
         n = len(part.burst)
         if self.rate is not None:
-            steps: NDArray[np.float64] = np.full(n, 1 / self.rate)
+            steps: Times = np.full(n, 1 / self.rate)
         elif self.bits is not None:
             steps = part.burst.lengths * (8 / self.bits)
         elif self.speed is not None:
             return self._recorded(np.array(part.stamps, np.int64), self.speed)
         else:
             return None
-        ends: NDArray[np.float64] = self._next + np.cumsum(steps)
+        ends: Times = self._next + np.cumsum(steps)
         self._next = float(ends[-1])
         return ends - steps
 
-    def _recorded(self, stamps: NDArray[np.int64], speed: float) -> NDArray[np.float64]:
+    def _recorded(self, stamps: NDArray[np.int64], speed: float) -> Times:
         if self._first is None:
             self._first, self._start = int(stamps[0]), self._next
         times = self._start + (stamps - self._first) / (speed * 1e9)
