@@ -107,6 +107,7 @@ class CommonCfg(IntEnum):
     QUEUE_DESC = 0x20
     QUEUE_DRIVER = 0x28
     QUEUE_DEVICE = 0x30
+    QUEUE_RESET = 0x3A  # with RING_RESET
 
 
 COMMON_CFG_SIZE = 0x38  # what every device exposes; later fields come with features

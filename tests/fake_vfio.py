@@ -38,6 +38,7 @@ COMMON_FIELDS = {
     0x2C: (4, "queue_driver_hi", True),
     0x30: (4, "queue_device_lo", True),
     0x34: (4, "queue_device_hi", True),
+    0x3A: (2, "queue_reset", True),
 }
 QUEUE_FIELDS = {name for _, name, _ in COMMON_FIELDS.values() if name.startswith("queue_")}
 # widths of the fields of struct virtio_net_config by offset
@@ -60,6 +61,7 @@ class FakeVfio:
         self.gone = False
         self.stuck_reset = self.unsettled = False
         self.refuse_vectors = self.fixed_sizes = False
+        self.queue_resets = 1  # reads of queue_reset that still say 1
         self.events, self.accesses, self.violations = [], [], []
         self.pages = []  # what was mapped
         self.vectors = []  # the eventfds of SET_IRQS, for MSI-X
@@ -179,7 +181,7 @@ class FakeVfio:
 
     def _bar_read(self, region, offset, width):
         assert region == 4
-        if offset < 0x38:
+        if offset < 0x3C:
             return self._common_read(offset, width).to_bytes(width, "little")
         if DEVICE <= offset < DEVICE + len(NET_CONFIG):
             if NET_FIELDS.get(offset - DEVICE) != width:
@@ -198,9 +200,23 @@ class FakeVfio:
             return len(self.queue_sizes)
         if name == "config_generation":
             state[name] = (state[name] + self.unsettled) & 0xFF
+        if name == "queue_reset":
+            return self._reset_progress()
         if name in QUEUE_FIELDS and name != "queue_select":
             return self._selected().get(name, 0)
         return state[name]
+
+    def _reset_progress(self):
+        """1 while the queue is being reset; with the first 0 it is as it was at first."""
+        left = self._selected().get("queue_reset", 0)
+        if not left:
+            return 0
+        self._selected()["queue_reset"] = left - 1
+        if left == 1:
+            index = self._state["queue_select"]
+            self._queues[index] = self._fresh_queue(index)
+            self.events.append(f"queue {index} reset")
+        return int(left > 1)
 
     def _bar_write(self, region, offset, width, value):
         assert region == 4
@@ -219,6 +235,8 @@ class FakeVfio:
                 self._state[name] = value
         elif name == "queue_size" and self.fixed_sizes:
             pass
+        elif name == "queue_reset":
+            self._selected()[name] = self.queue_resets + 1
         elif name.endswith("msix_vector"):
             target = self._selected() if name in QUEUE_FIELDS else self._state
             target[name] = 0xFFFF if self.refuse_vectors else value
@@ -234,15 +252,20 @@ class FakeVfio:
         queue = self._selected()
         if name == "queue_enable" and value != 1:
             self.violations.append("queue_enable written with other than 1")
-        elif name == "queue_size" and (value == 0 or (value & value - 1 and not self._packed())):
+        elif name == "queue_size" and (
+            value == 0 or (value & value - 1 and not self._accepted(34))
+        ):
             self.violations.append(f"queue_size {value}")
         elif name.endswith("msix_vector") and value != 0xFFFF and value >= self.msix_count:
             self.violations.append(f"vector {value} is past the table")
-        if name in QUEUE_FIELDS and name != "queue_select" and queue.get("queue_enable"):
+        if name == "queue_reset":
+            if value != 1 or not queue.get("queue_enable") or not self._accepted(40):
+                self.violations.append(f"queue_reset written with {value}")
+        elif name in QUEUE_FIELDS and name != "queue_select" and queue.get("queue_enable"):
             self.violations.append(f"{name} written after queue_enable")
 
-    def _packed(self):
-        return self._state["driver_feature"] >> 34 & 1
+    def _accepted(self, bit):
+        return self._state["driver_feature"] >> bit & 1
 
     def _write_status(self, value):
         if value == 0:
@@ -258,10 +281,11 @@ class FakeVfio:
         self._state = {name: 0 for _, name, _ in COMMON_FIELDS.values()}
         self._state["config_msix_vector"] = 0xFFFF
         self._state["device_status"] = 0
-        self._queues = [
-            {"queue_size": size, "queue_notify_off": off, "queue_msix_vector": 0xFFFF}
-            for size, off in zip(self.queue_sizes, self.notify_offs, strict=True)
-        ]
+        self._queues = [self._fresh_queue(index) for index in range(len(self.queue_sizes))]
+
+    def _fresh_queue(self, index):
+        size, place = self.queue_sizes[index], self.notify_offs[index]
+        return {"queue_size": size, "queue_notify_off": place, "queue_msix_vector": 0xFFFF}
 
     def power(self, status):
         """Put the status somewhere: a device that a former driver left running."""

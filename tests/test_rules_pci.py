@@ -60,7 +60,9 @@ def test_a_whole_life_keeps_to_the_rules_of_access(fake):
     accesses = whole_life(fake)
     written = touched(accesses, "write", 4, COMMON_CONFIG)
     assert {at for at, _ in written} == {
-        at for at, (_, _, writable) in fake_vfio.COMMON_FIELDS.items() if writable
+        at
+        for at, (_, name, writable) in fake_vfio.COMMON_FIELDS.items()
+        if writable and name != "queue_reset"
     }
     assert touched(accesses, "read", 4, NET_CONFIG) > {(DEVICE + at, 1) for at in range(6)}
     assert touched(accesses, "write", 4, NET_CONFIG) == set()

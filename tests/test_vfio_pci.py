@@ -5,16 +5,18 @@ import os
 
 import fake_vfio
 import pytest
-from fake_pci_config import capability, standard_capabilities
+from fake_pci_config import COMMON, capability, standard_capabilities
 from fake_sysfs import BDF, make_sysfs
 from fake_vfio import FakeIommu, FakeVfio
 from vfio_fixtures import open_port
 
 from pyvirtnet import errors
+from pyvirtnet.transport import pci_function
 from pyvirtnet.transport.base import QueueAddresses
 from pyvirtnet.vfio.device import Device
 from pyvirtnet.vfio.function import Function
 
+RING_RESET = 1 << 40
 ADDRESSES = QueueAddresses(256, 0x1_2345_6000, 0x1_2345_7000, 0x1_2345_8000)
 
 pytest_plugins = ["vfio_fixtures"]
@@ -222,6 +224,36 @@ class TestQueues:
     def test_a_split_queue_takes_a_power_of_two(self, fake, size):
         with pytest.raises(ValueError, match="power of two"):
             open_port(fake).setup_queue(0, QueueAddresses(size, 0, 0, 0))
+
+    @pytest.mark.parametrize("reads", [0, 1, 5])
+    def test_a_queue_reset_alone_is_awaited_and_set_up_anew(self, fake, reads):
+        fake.features |= RING_RESET
+        fake.queue_resets = reads
+        transport = open_port(fake)
+        transport.accept_features(transport.offered_features())
+        for size in (256, 128, 256):
+            transport.setup_queue(1, QueueAddresses(size, 1 << 32, 2 << 32, 3 << 32))
+            assert fake.queue(1)["queue_size"] == size
+            transport.reset_queue(1)
+            assert fake.events[-1] == "queue 1 reset"
+            assert "queue_enable" not in fake.queue(1)
+
+    def test_a_queue_reset_that_never_completes(self, fake, monkeypatch):
+        monkeypatch.setattr(pci_function, "RESET_SECONDS", 0.01)
+        fake.features |= RING_RESET
+        fake.queue_resets = 1 << 30
+        transport = open_port(fake)
+        transport.accept_features(transport.offered_features())
+        transport.setup_queue(1, ADDRESSES)
+        with pytest.raises(errors.DeviceTimeout, match="queue_reset was not 0"):
+            transport.reset_queue(1)
+
+    def test_without_its_register_no_queue_is_reset_alone(self):
+        bodies = standard_capabilities()
+        bodies[-1] = capability(1, COMMON, 0x38)
+        fake = FakeVfio(bodies)
+        fake.features |= RING_RESET
+        assert not open_port(fake).offered_features() & RING_RESET
 
 
 class TestInterrupts:

@@ -99,6 +99,13 @@ class Transport(ABC):
     def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
         """Program and enable queue `index`; its interrupts go to `interrupt_fd(index)`."""
 
+    def reset_queue(self, index: int) -> None:
+        """Stop queue `index` alone, and wait until the device has let go of it (2.6.1).
+
+        Only with RING_RESET; `setup_queue` then sets it up anew. Raises DeviceTimeout.
+        """
+        raise NotImplementedError(f"{self.name} offers no RING_RESET")
+
     @abstractmethod
     def interrupt_fd(self, index: int | None) -> int:
         """The eventfd of queue `index`, or of configuration changes for None. -1 if it has none."""

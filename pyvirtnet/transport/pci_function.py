@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 
 from .. import spec
@@ -89,12 +90,16 @@ class PciTransport(Transport):
         self._live = False
         self._write_status(0)
         self._config_vector_set = False
+        self._await_zero(self.status, f"cannot reset {self.name}", "its status")
+
+    def _await_zero(self, read: Callable[[], int], what: str, register: str) -> None:
+        """Wait until the device says that a reset is done (4.1.4.3.2)."""
         end = time.monotonic() + RESET_SECONDS
-        while self.status() != 0:
+        while read() != 0:
             if time.monotonic() > end:
                 raise DeviceTimeout(
-                    f"cannot reset {self.name}",
-                    f"its status was not 0 after {RESET_SECONDS:g} s (4.1.4.3.2)",
+                    what,
+                    f"{register} was not 0 after {RESET_SECONDS:g} s (4.1.4.3.2)",
                     "restart the virtual machine or its network back end",
                 )
             time.sleep(0.001)

@@ -24,7 +24,7 @@ from ..testing import (
 )
 from .base import Doorbell, QueueAddresses, Transport, check_status
 
-_CONFIG_TRIES = 100
+_CONFIG_TRIES = _RESET_TRIES = 100
 
 
 class SimTransport(Transport, dma.Mapper):
@@ -117,6 +117,17 @@ class SimTransport(Transport, dma.Mapper):
             device.notify(value & 0xFFFF, value >> 16)
 
         return Doorbell("call", notify, index, with_data=True)
+
+    def reset_queue(self, index: int) -> None:
+        device = self._open()
+        device.reset_queue(index)
+        if any(not device.read_queue_reset(index) for _ in range(_RESET_TRIES)):
+            return
+        raise DeviceTimeout(
+            f"{self.name} did not reset queue {index}",
+            f"queue_reset was 1 in each of {_RESET_TRIES} tries (2.6.1)",
+            "port.reset() starts it anew",
+        )
 
     def interrupt_fd(self, index: int | None) -> int:
         self._open()

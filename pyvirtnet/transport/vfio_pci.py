@@ -42,6 +42,8 @@ class VfioPciTransport(PciTransport):
         for select in (0, 1):
             self._write(CommonCfg.DEVICE_FEATURE_SELECT, select)
             features |= self._read(CommonCfg.DEVICE_FEATURE) << 32 * select
+        if self._common.length < CommonCfg.QUEUE_RESET + 2:  # no register for it, no such feature
+            features &= ~(1 << Feature.RING_RESET)
         return features
 
     def accept_features(self, features: int) -> None:
@@ -100,6 +102,12 @@ class VfioPciTransport(PciTransport):
         doorbell = self._doorbell(index)
         self._write(CommonCfg.QUEUE_ENABLE, 1)  # last: everything else is set (4.1.4.3.2)
         return doorbell
+
+    def reset_queue(self, index: int) -> None:
+        self._write(CommonCfg.QUEUE_SELECT, index)
+        self._write(CommonCfg.QUEUE_RESET, 1)
+        what = f"cannot reset queue {index} of {self.name}"
+        self._await_zero(partial(self._read, CommonCfg.QUEUE_RESET), what, "queue_reset")
 
     def _find_registers(self) -> None:
         windows = find_windows(self._device)

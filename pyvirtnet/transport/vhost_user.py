@@ -28,7 +28,12 @@ NO_CONTROL = (
 # Features that are read from a configuration space, which needs Protocol.CONFIG, and those that
 # need an IOTLB, which this front end does not serve, or a control queue, which no back end does.
 NEED_CONFIG = (Feature.MAC, Feature.STATUS, Feature.MTU, Feature.SPEED_DUPLEX)
-NEVER = (Feature.ACCESS_PLATFORM, Feature.NOTIFICATION_DATA, Feature.CTRL_VQ)
+NEVER = (
+    Feature.ACCESS_PLATFORM,
+    Feature.NOTIFICATION_DATA,
+    Feature.CTRL_VQ,
+    Feature.RING_RESET,
+)
 _EVENTFD = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 
 
