@@ -32,8 +32,8 @@ def run(*command):
 @pytest.mark.parametrize(
     "command",
     [
-        ("-m", "ruff", "check", "pyvirtnet", "tests"),
-        ("-m", "ruff", "format", "--check", "pyvirtnet", "tests"),
+        ("-m", "ruff", "check", "pyvirtnet", "tests", "examples"),
+        ("-m", "ruff", "format", "--check", "pyvirtnet", "tests", "examples"),
         (*CYTHON_LINT, *CYTHON),
         ("-m", "mypy"),
     ],
@@ -60,7 +60,7 @@ def test_every_extension_that_python_may_use_has_a_stub():
 
 SOURCES = sorted(
     path
-    for pattern in ("pyvirtnet/**/*.p*", "tests/**/*.py", "tools/*", "vm-images/**/*")
+    for pattern in ("pyvirtnet/**/*.p*", "tests/**/*.py", "examples/*", "tools/*", "vm-images/**/*")
     for path in ROOT.glob(pattern)
     if path.is_file() and path.suffix not in (".pyc", ".pyi", ".typed")
 )
