@@ -9,10 +9,16 @@ from machines import run_as_test
 from nic import Nic, frame, frames
 
 from pyvirtnet import Frame
-from pyvirtnet.testing import MISDEEDS, HostileDevice
+from pyvirtnet.testing import DEFAULT_FEATURES, MISDEEDS, HostileDevice, mask
 
 ANY = st.integers(0, 99)
 FLAG = st.booleans()
+EXTRAS: list[tuple[str, ...]] = [
+    (),
+    ("ring_packed",),
+    ("in_order",),
+    ("ring_packed", "in_order"),
+]
 
 
 class Siege(RuleBasedStateMachine):
@@ -22,11 +28,17 @@ class Siege(RuleBasedStateMachine):
         ring=st.sampled_from([8, 32, 4]),
         start=st.sampled_from([0, 0xFFF0]),
         mergeable=st.booleans(),
+        extras=st.sampled_from(EXTRAS),
     )
-    def open(self, *, ring, start, mergeable):
+    def open(self, *, ring, start, mergeable, extras):
         self.ring = ring
         self.features = [] if mergeable else ["-mrg_rxbuf"]
-        self.device = HostileDevice(rate=0.0, queue_sizes=(ring, ring), start_index=start)
+        self.device = HostileDevice(
+            rate=0.0,
+            queue_sizes=(ring, ring),
+            start_index=start,
+            features=DEFAULT_FEATURES | mask(*extras),
+        )
         self.start()
 
     def start(self):

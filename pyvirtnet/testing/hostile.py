@@ -91,7 +91,7 @@ class HostileDevice(RegisterMisdeeds):
             return deed()
         except NoOccasion:
             return None
-        except (Violation, LookupError):  # its own books are spoilt
+        except (Violation, LookupError, ValueError):  # its own books are spoilt
             if not self.tainted:
                 raise
             return "hindered by what it did before"

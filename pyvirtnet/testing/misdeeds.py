@@ -9,12 +9,11 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from .chain import Chain
-from .forge import Forge
-from .layout import NET_HEADER
+from .forge import Forge, forge_of
+from .layout import IN_ORDER, NET_HEADER
 from .net import NetDevice
 from .queue import Virtqueue
 from .rules import HEADER
-from .split import SplitQueue
 from .violation import Violation
 
 MISDEEDS: dict[str, int] = {}  # name of the method: its weight among all
@@ -85,11 +84,9 @@ class RingMisdeeds(NetDevice):
         """A queue's memory, any one's if not told; from now on the driver is not to blame."""
         index = self.rng.choice(sorted(self.queues)) if index is None else index
         queue = self.queues[index]
-        if not isinstance(queue, SplitQueue):
-            raise NoOccasion("only split rings are forged")
         self.look(queue)
         self.tainted = True
-        return Forge(queue)
+        return forge_of(queue)
 
     def _receive(self) -> Forge:
         return self._forge(2 * self.rng.randrange(len(self.queues) // 2))
@@ -99,7 +96,7 @@ class RingMisdeeds(NetDevice):
 
     def _fill(self, chain: Chain, buffers: int = 1) -> tuple[int, int]:
         """A receive buffer with a frame in it; the used element that would be honest."""
-        size = min(self.rng.choice([60, _SOME, 1514, 4000]), chain.capacity - HEADER)
+        size = min(self.rng.choice([60, _SOME, 1514, 4000]), max(0, chain.capacity - HEADER))
         header = NET_HEADER.pack(0, 0, 0, 0, 0, 0, buffers)
         chain.scatter(header + self.rng.randbytes(size))
         return chain.head, HEADER + size
@@ -194,9 +191,23 @@ class RingMisdeeds(NetDevice):
     @misdeed(4)
     def index_out_of_reach(self) -> str:
         forge = self._forge()
-        jump = self.rng.choice([forge.queue.size + 1, 0x7FFF, 0x8000, 0xFFFF, 0xFF00])
+        jump = self.rng.choice(forge.jumps)
         forge.use(advance=jump)
         return f"queue {forge.queue.index}: {jump:#x} ahead"
+
+    @misdeed(4)
+    def id_before_its_turn(self) -> str | None:
+        """A buffer that others are due before, by a device that promised to keep order."""
+        if not self.accepted & IN_ORDER:
+            raise NoOccasion("no order was promised")
+        forge = self._forge()
+        later = forge.in_flight()[1:]
+        if not later:
+            return None
+        chain = self.rng.choice(later)
+        element = (chain.head, 0) if forge.queue.index % 2 else self._fill(chain)
+        forge.use(element)
+        return f"queue {forge.queue.index}: {element}"
 
     # Memory
 
