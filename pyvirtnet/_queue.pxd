@@ -18,10 +18,22 @@ cdef class QueuePair(Sender):
     cdef double looked              # when
     cdef object rx_call, tx_call    # doorbells of devices in this process
     cdef RxBurst nothing            # the empty burst
+    cdef readonly Py_ssize_t index  # which pair of its port it is
     cdef int irq_fd                 # receive interrupt, -1 if there is none
+    cdef object waker               # what a sleeper sleeps on; None until there was one
+    cdef tuple wake_fds             # the interrupt, and what else wakes it
+    cdef bint watched               # somebody has its file descriptor
+    cdef bint armed                 # receive interrupts are on
+    cdef readonly double spin       # seconds to look for frames before sleeping
 
     cdef RxBurst _poll(self, Py_ssize_t n)
-    cdef RxBurst _slice(self, Py_ssize_t n, double seconds)
+    cdef RxBurst _sleep(self, Py_ssize_t n, double seconds)
+    cdef object _sleeper(self)
+    cdef int _call_sleeper(self) except -1
+    cdef int _arm(self) except -1
+    cdef void _disarm(self) noexcept
+    cdef bint _spin(self) noexcept
+    cdef void _adapt(self, double slept) noexcept
     cdef inline int _begin(self) except -1
     cdef int _idle(self) except -1
     cdef int _look_after(self, double seconds) except -1

@@ -3,13 +3,8 @@
 cimport cython
 
 from cpython.ref cimport Py_INCREF, PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-
-import os
-import select
-import time
-from contextlib import suppress
 
 from ._barrier cimport enter, leave
 from ._burst cimport Burst, RxBurst, empty_rx_burst, new_rx_burst
@@ -42,10 +37,17 @@ from ._ring cimport (
 from ._transmit cimport tx_publish, tx_rewind
 
 from ._ring import ring_bytes
-from .errors import DeviceBroken, PortClosed, QueueBusy
+from .errors import DeviceBroken, FeatureMissing, PortClosed, QueueBusy
+from .nic import Stats
+from .wakeup import WakeUp
 
 LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
 BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
+SLICE_SECONDS = 0.1  # of sleep, between looks at the device and at signals
+POLL_SECONDS = 0.001  # of sleep, where there are no interrupts
+
+# Before a sleep, frames are looked for so long, more or less by how soon the last ones came.
+cdef double SPIN_LEAST = 10e-6, SPIN_MOST = 100e-6, SPIN_NONE = 1e-3
 
 cdef enum:
     CALLS_PER_CLOCK = 64        # calls between looks at the clock
@@ -60,6 +62,13 @@ _LIES = {
 }
 
 
+cdef inline double _now() noexcept nogil:
+    """Seconds, of a clock that only goes forward."""
+    cdef timespec clock
+    clock_gettime(CLOCK_MONOTONIC, &clock)
+    return clock.tv_sec + 1e-9 * clock.tv_nsec
+
+
 @cython.auto_pickle(False)
 cdef class QueuePair(Sender):
     """A receive queue and a transmit queue, and the pages both use.
@@ -70,10 +79,11 @@ cdef class QueuePair(Sender):
 
     def __cinit__(self):
         self.closed = PortClosed("a queue pair is closed", "it was never started")
-        self.irq_fd = -1
+        self.irq_fd, self.wake_fds = -1, ()
 
-    def __init__(self, name, look):
-        self.name, self.look = name, look
+    def __init__(self, name, look, index=0):
+        self.name, self.look = f"{name} queue pair {index}" if index else name, look
+        self.index = index
         self.nothing = empty_rx_burst()
 
     # Underscored are the calls that only the port may make: they follow what the device does.
@@ -108,14 +118,20 @@ cdef class QueuePair(Sender):
         rx_destroy(&self.rx)
         tx_destroy(&self.tx)
 
-    def _start(self, rx_bell, tx_bell, int irq_fd):
-        """The device is live: post the receive buffers and ring the bell (3.1.1 step 8)."""
+    def _start(self, rx_bell, tx_bell, int irq_fd, others=()):
+        """The device is live: post the receive buffers and ring the bell (3.1.1 step 8).
+
+        `irq_fd` and `others` are eventfds that wake whoever waits here.
+        """
         if self.pool is None or self.closed is None:
             raise RuntimeError("a queue pair is set up before it is started")
         self.rx_call = set_bell(&self.rx.bell, rx_bell)
         self.tx_call = set_bell(&self.tx.bell, tx_bell)
-        self.irq_fd = irq_fd
-        self.closed, self.away = None, False
+        self.irq_fd, self.wake_fds = irq_fd, (irq_fd, *others)
+        self.closed, self.away, self.armed = None, False, False
+        if self.waker is not None:
+            self.waker.watch(self.wake_fds)
+            self.waker.call()
         rx_refill(&self.rx, True)
         self._call_rx()
 
@@ -128,6 +144,7 @@ cdef class QueuePair(Sender):
         self.closed, self.away, self.stopped = why, False, True
         self.rx.bell.kind = self.tx.bell.kind = BELL_NONE  # the doorbell goes with the device
         self.rx.bell.due = self.tx.bell.due = 0
+        self._call_sleeper()
         return self._let_go()
 
     def _pause(self, why):
@@ -138,6 +155,7 @@ cdef class QueuePair(Sender):
         before = self.closed
         self.closed, self.away = why, True
         if self._let_go():
+            self._call_sleeper()
             return True
         self.closed, self.away = before, False
         return False
@@ -169,6 +187,8 @@ cdef class QueuePair(Sender):
     def _abandon(self, why):
         """In a forked child: no more calls. The device goes on for the parent."""
         self.closed, self.away = why, False
+        if self.waker is not None:
+            self.waker.close()
 
     # ---- receive ---------------------------------------------------------------------------
 
@@ -185,6 +205,11 @@ cdef class QueuePair(Sender):
             raise self._busy("recv_burst")
         try:
             burst = self._poll(n)
+            if self.watched:
+                if burst.count == 0:
+                    self._arm()
+                elif self.armed:
+                    self._disarm()
         finally:
             self._leave(&self.rx_busy)
         if burst.count == 0:
@@ -244,53 +269,115 @@ cdef class QueuePair(Sender):
         Py_INCREF(self.pool)
         return new_rx_burst(store)
 
+    # ---- waiting ---------------------------------------------------------------------------
+
+    def fileno(self):
+        """A file descriptor that is readable when frames may have come, or the device has news.
+
+        For select, epoll and asyncio. It stays readable until `recv_burst` finds nothing, so
+        receive until then before you sleep; and it may be readable in vain. The same number for
+        as long as the pair exists. Raises FeatureMissing where there are no interrupts.
+        """
+        if self.closed is not None and not self.away:
+            raise self._gone()
+        if self.irq_fd < 0:
+            raise FeatureMissing(f"{self.name} has no file descriptor to wait for",
+                                 "its device cannot interrupt this driver",
+                                 "recv_burst(n, timeout=...) waits without")
+        if not self.watched:
+            self.watched = True
+            self._sleeper().call()  # the first call that finds nothing asks for interrupts
+        return self._sleeper().fileno()
+
     def _wait(self, n, timeout):
         """Sleep until a frame or the deadline comes, with a look at the device now and then."""
         cdef RxBurst burst
-        deadline = None if timeout is None else time.monotonic() + timeout
+        cdef double now = _now(), deadline = now + 1e300 if timeout is None else now + timeout
+        cdef double begun
         while True:
             if not enter(&self.rx_busy):
                 raise self._busy("recv_burst")
+            begun = now
             try:
-                burst = self._slice(n, 0.1 if deadline is None
-                                    else min(0.1, deadline - time.monotonic()))
+                burst = self._sleep(n, min(SLICE_SECONDS, deadline - now))
             finally:
+                if self.armed and not self.watched:
+                    self._disarm()
                 self._leave(&self.rx_busy)
             if burst.count:
                 return burst
-            self.look()
-            if deadline is not None and time.monotonic() >= deadline:
+            now = _now()
+            if now - begun >= SLICE_SECONDS:
+                self.look()
+            else:
+                self._look_after(LOOK_SECONDS)
+            if now >= deadline:
                 return burst
 
-    cdef RxBurst _slice(self, Py_ssize_t n, double seconds):
-        """Sleep on the receive interrupt for a short time (2.7.7)."""
-        cdef RxBurst burst = self.nothing
-        cdef uint64_t buffers
-        deadline = time.monotonic() + seconds
-        if self.closed is not None:
-            burst = self._poll(n)
-            time.sleep(max(0.0, seconds))
-            return burst
-        poller = select.poll()
-        if self.irq_fd >= 0:
-            poller.register(self.irq_fd, select.POLLIN)
-        try:
-            while True:
-                rx_set_interrupts(&self.rx, True)
-                buffers = self.rx.stats.buffers
-                burst = self._poll(n)  # what came before interrupts were on
-                if burst.count:
-                    return burst
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return burst
-                if self.rx.stats.buffers != buffers:  # runts: the entry to interrupt may be past
-                    continue
-                if poller.poll(left * 1000 if self.irq_fd >= 0 else 1) and self.closed is None:
-                    with suppress(BlockingIOError):  # somebody else was quicker
-                        os.eventfd_read(self.irq_fd)
-        finally:
+    cdef RxBurst _sleep(self, Py_ssize_t n, double seconds):
+        """What is there once something has woken us, or after so long."""
+        cdef RxBurst burst
+        cdef double begun
+        sleeper = self._sleeper()
+        if not self._spin():
+            self._arm()
+            begun = _now()
+            sleeper.sleep(seconds if self.irq_fd >= 0 else min(seconds, POLL_SECONDS))
+            self._adapt(_now() - begun)
+        burst = self._poll(n)
+        if burst.count == 0 and self.watched:  # buffers too small for frames may have come
+            self._arm()
+        return burst
+
+    cdef object _sleeper(self):
+        if self.waker is None:
+            self.waker = WakeUp()
+            self.waker.watch(self.wake_fds)
+        return self.waker
+
+    cdef int _call_sleeper(self) except -1:
+        if self.waker is not None:
+            self.waker.call()
+        return 0
+
+    cdef int _arm(self) except -1:
+        """Nothing is there: be woken by what comes from now on, and by what came just now (2.7.7).
+
+        Wake-ups are forgotten first, then interrupts are asked for, then the ring is looked at.
+        """
+        self.waker.drain()
+        if self.closed is None:
+            rx_set_interrupts(&self.rx, True)
+            self.armed = True
+            if rx_pending(&self.rx) != 0:
+                self.waker.call()
+        elif not self.away:  # the end: nobody sleeps through that
+            self.waker.call()
+        return 0
+
+    cdef void _disarm(self) noexcept:
+        self.armed = False
+        if self.closed is None:
             rx_set_interrupts(&self.rx, False)
+
+    cdef bint _spin(self) noexcept:
+        """Look for a frame a while, if it is likely to come sooner than sleeping is worth."""
+        cdef bint found = False
+        cdef double end
+        if self.spin == 0 or self.closed is not None:
+            return False
+        with nogil:
+            end = _now() + self.spin
+            while not found and _now() < end:
+                found = rx_pending(&self.rx) != 0
+        return found
+
+    cdef void _adapt(self, double slept) noexcept:
+        """Frames that come soon after falling asleep are worth looking for, others are not."""
+        if slept < 2 * SPIN_MOST:
+            self.spin = min(SPIN_MOST, max(2 * self.spin, SPIN_LEAST))
+        elif slept > SPIN_NONE:
+            self.spin = 0
 
     # ---- transmit --------------------------------------------------------------------------
 
@@ -376,10 +463,7 @@ cdef class QueuePair(Sender):
 
     cdef int _look_after(self, double seconds) except -1:
         """Look whether the device is there, if the last time was so long ago."""
-        cdef timespec clock
-        cdef double now
-        clock_gettime(CLOCK_MONOTONIC, &clock)
-        now = clock.tv_sec + 1e-9 * clock.tv_nsec
+        cdef double now = _now()
         if now - self.looked >= seconds:
             self.looked = now
             self.look()
@@ -414,6 +498,11 @@ cdef class QueuePair(Sender):
             "tx_reclaimed": self.tx.stats.reclaimed,
             "tx_lost": self.tx.stats.lost,
         }
+
+    @property
+    def stats(self) -> Stats:
+        """The pair's counters."""
+        return Stats(**self.counters())
 
     @property
     def posted(self) -> int:

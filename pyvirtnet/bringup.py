@@ -1,32 +1,29 @@
-"""A device is brought to life: the initialisation sequence (3.1.1), and the memory it takes."""
+"""A device is brought to life: the initialisation sequence (3.1.1)."""
 
 from __future__ import annotations
 
 import secrets
 import struct
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from threading import RLock
 from typing import Any
 
-from . import dma
-from ._pages import PagePool
 from ._queue import QueuePair
-from ._ring import ring_bytes, ring_parts
-from .control import CONTROL_BYTES, Control
+from .control import Control
 from .errors import DeviceBroken, Error, FeatureMissing, NotVirtioNet, PortClosed
+from .memory import PortMemory
 from .negotiate import Features, negotiate, parse
 from .nic import Mac
-from .spec import MAX_FRAME, MAX_SPLIT_QUEUE, PAGE, Feature, NetConfig, Status
-from .transport.base import Doorbell, QueueAddresses, Transport, check_status
+from .spec import MAX_FRAME, MAX_PAIRS, MAX_SPLIT_QUEUE, PAGE, Feature, NetConfig, Status
+from .transport.base import Doorbell, Transport, check_status
+from .wakeup import WakeUp
 
 ETHERNET_HEADER = 14
 NET_HEADER = 12
 MIN_MTU = 68  # 5.1.4.1
 DEFAULT_MTU = 1500
-PAGES_PER_ENTRY = 3  # one with the device, one in a burst, one on its way out again
-SLOTS_PER_ENTRY = 8
 
 
 class BringUp:
@@ -40,23 +37,27 @@ class BringUp:
     def __init__(
         self,
         transport: Transport,
+        *,
         ring_size: int | None,
         pages: int | None,
         wanted: frozenset[Feature] | None,
+        queue_pairs: int,
     ) -> None:
+        if not 1 <= queue_pairs <= MAX_PAIRS:
+            raise ValueError(f"queue_pairs={queue_pairs}: a port has 1 to {MAX_PAIRS}")
         self._transport = transport
         self.name = transport.name
         self._ring_size, self._pages = ring_size, pages
         self._wanted = parse(()) if wanted is None else wanted
+        self._pairs = queue_pairs
         self._care = RLock()  # of what resets the device: reset, close, a look at it
         self._control = Control(self.name, transport, self._care)
         self._queues: list[QueuePair] = []
         self._past: list[QueuePair] = []  # stopped; some wait for a call to end
         self._format: dict[str, Any] = {}
-        self._sizes: list[int] = []  # of the rings that the memory was allocated for
-        self._memory: dma.Region | None = None
-        self._pool: PagePool | None = None
-        self._bells: dict[int, Doorbell] = {}
+        self._sizes: list[int] = []  # of the rings
+        self._memory: PortMemory | None = None
+        self._changes: WakeUp | None = None  # of who waits for events
         self._random_mac = Mac(bytes([0x02]) + secrets.token_bytes(5))
         self._down: Error | None = None  # why the device is not live
 
@@ -65,13 +66,12 @@ class BringUp:
         """The queue pairs; each has `recv_burst`, `send_burst` and `reclaim` of its own."""
         return tuple(self._queues)
 
-    @property
-    def _first(self) -> QueuePair:
-        """Queue pair 0; what stopped it, if it was stopped."""
+    def _pair(self, index: int) -> QueuePair:
+        """A queue pair; what stopped it, if it was stopped."""
         if not self._queues:
             never = PortClosed(f"{self.name} is closed", "it is not open yet", "pyvirtnet.open()")
             raise (self._down or never).copy()
-        return self._queues[0]
+        return self._queues[index]
 
     def _look(self) -> None:
         """A queue idles: see how the device is."""
@@ -85,10 +85,10 @@ class BringUp:
         device.add_status(Status.DRIVER)
         try:
             self._negotiate()
-            self._set_up_queues()
+            bells = self._set_up_queues()
             self._go_live()
             self._control.start()
-            self.queues[0]._start(self._bells[0], self._bells[1], device.interrupt_fd(0))
+            self._start(bells)
         except Exception:
             with suppress(Error):  # whatever that says, the first error is the one to report
                 device.add_status(Status.FAILED)
@@ -109,6 +109,7 @@ class BringUp:
             self._features, mtu = features, None
         self._mtu = DEFAULT_MTU if mtu is None else mtu
         self._max_frame = MAX_FRAME if mtu is None else min(MAX_FRAME, mtu + ETHERNET_HEADER)
+        self._claim_pairs(features)
         device.accept_features(features.bits)
         device.add_status(Status.FEATURES_OK)
         if not device.status() & Status.FEATURES_OK:
@@ -120,34 +121,64 @@ class BringUp:
             )
         self._mac = self._read_mac()
 
-    def _set_up_queues(self) -> None:
+    def _claim_pairs(self, features: Features) -> None:
+        """Are there as many queue pairs as are wanted, and can they be switched on?"""
+        most, wanted = self._transport.max_pairs, self._pairs
+        if most is None:
+            most = self._control.read_max_pairs(features)
+        if wanted > most:
+            raise FeatureMissing(
+                f"{self.name} cannot have {wanted} queue pairs",
+                f"the device has {most}" if most > 1 else "the device has one, or cannot use more",
+                f"QEMU: queues={wanted} for the netdev, mq=on,vectors={wanted + 1} for the NIC; "
+                f"DPDK: queues={wanted}; or open(..., queue_pairs={most})",
+            )
+        self._transport.claim_pairs(wanted)
+
+    def _set_up_queues(self) -> list[Doorbell]:
         """Step 7: memory for rings and pages, rings empty, the device told where they are."""
-        ring_format = self._ring_format()
-        sizes = [self._queue_size(index, ring_format["packed"]) for index in (0, 1)]
-        fits = (sizes, ring_format) == (self._sizes, self._format)
-        if self._memory is None or self._pool is None or not fits:
-            self._memory, self._pool = self._allocate(sizes, ring_format)
-        self._pool.clear_headers()
-        self._sizes, self._format = sizes, ring_format
-        layout = _layout(ring_format)
-        offsets = (0, ring_bytes(sizes[0], **layout))
+        form = self._ring_format()
+        sizes = [self._queue_size(index, form["packed"]) for index in range(2 * self._pairs)]
+        memory = self._memory
+        if memory is None or (memory.sizes, memory.format) != (sizes, form):
+            memory = self._memory = PortMemory(sizes, form, self._pages)
+        memory.clear_headers()
+        self._sizes, self._format = sizes, form
         if not self._queues:
             self._make_queues()
-        self.queues[0]._set_up(
-            self._pool,
-            offsets[0],
-            sizes[0],
-            offsets[1],
-            sizes[1],
-            mergeable=Feature.MRG_RXBUF in self._features.negotiated,
-            max_frame=self._max_frame,
-            start=self._transport.start_index,
-            **self._format,
-        )
-        for index, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
-            parts = (self._memory.iova + offset + part for part in ring_parts(size, **layout))
-            self._bells[index] = self._transport.setup_queue(index, QueueAddresses(size, *parts))
-        self._control.set_up(self._features, self._memory)
+        for queue, pool in zip(self._queues, memory.pools, strict=True):
+            rx, tx = 2 * queue.index, 2 * queue.index + 1
+            queue._set_up(
+                pool,
+                memory.rings[rx],
+                sizes[rx],
+                memory.rings[tx],
+                sizes[tx],
+                mergeable=Feature.MRG_RXBUF in self._features.negotiated,
+                max_frame=self._max_frame,
+                start=self._transport.start_index,
+                **form,
+            )
+        set_up = self._transport.setup_queue
+        bells = [set_up(index, memory.addresses(index)) for index in range(len(sizes))]
+        self._control.set_up(self._features, memory.region, self._pairs)
+        return bells
+
+    def _start(self, bells: list[Doorbell]) -> None:
+        """Receive buffers are posted; who waits is told of all there is now."""
+        device = self._transport
+        alarms, changes = device.alarm_fds(), self._change_fds()
+        if self._changes is not None:
+            self._changes.watch(changes)
+            self._changes.call()
+        for queue in self._queues:
+            rx, tx = 2 * queue.index, 2 * queue.index + 1
+            others = alarms if queue.index else changes
+            queue._start(bells[rx], bells[tx], device.interrupt_fd(rx), others)
+
+    def _change_fds(self) -> list[int]:
+        """What is readable when the device has something to say."""
+        return [self._transport.interrupt_fd(None), *self._transport.alarm_fds()]
 
     def _ring_format(self) -> dict[str, Any]:
         negotiated, device = self._features.negotiated, self._transport
@@ -175,32 +206,17 @@ class BringUp:
 
     def _make_queues(self) -> None:
         """A pair that was stopped serves again, so that what refers to it goes on."""
-        idle = [queue for queue in self._past if queue.pool is None]
-        if idle:
-            queue = idle[-1]
-            self._past.remove(queue)
-        else:
-            queue = QueuePair(self.name, _look_at(weakref.WeakMethod(self._look)))
-        self._queues = [queue]
+        look = _look_at(weakref.WeakMethod(self._look))
+        for index in range(self._pairs):
+            idle = [q for q in self._past if q.index == index and q.pool is None]
+            if idle:
+                self._past.remove(idle[-1])
+            self._queues.append(idle[-1] if idle else QueuePair(self.name, look, index))
         # The documented methods are shadowed by the queue's own, which take no Python frame.
+        first = self._queues[0]
         vars(self).update(
-            recv_burst=queue.recv_burst, send_burst=queue.send_burst, reclaim=queue.reclaim
+            recv_burst=first.recv_burst, send_burst=first.send_burst, reclaim=first.reclaim
         )
-
-    def _allocate(
-        self, sizes: Sequence[int], ring_format: dict[str, Any]
-    ) -> tuple[dma.Region, PagePool]:
-        """One region: rings, head slots, pages, control queue. It stays while the sizes do."""
-        pages = self._pages if self._pages is not None else PAGES_PER_ENTRY * sizes[0]
-        if pages < 1:
-            raise ValueError(f"a port needs at least one page, not {pages}")
-        slots = -(-SLOTS_PER_ENTRY * sizes[0] // 64) * 64
-        layout = _layout(ring_format)
-        rings = ring_bytes(sizes[0], **layout)
-        rings += ring_bytes(sizes[1], tables=ring_format["indirect"], **layout)
-        pool = PagePool.bytes_needed(pages, slots)
-        memory = dma.memory.allocate(rings + pool + CONTROL_BYTES)
-        return memory, PagePool(memory, rings, pages, slots, max(*sizes, 64))
 
     def _queue_size(self, index: int, packed: bool) -> int:
         """The size asked for, else the device's; one that both can have (2.7, 2.8).
@@ -254,11 +270,6 @@ class BringUp:
         raw = self._transport.read_config(offset, struct.calcsize(layout))
         value: int = struct.unpack(layout, raw)[0]
         return value
-
-
-def _layout(ring_format: dict[str, Any]) -> dict[str, Any]:
-    """What decides where the parts of a ring lie."""
-    return {name: ring_format[name] for name in ("packed", "alignment")}
 
 
 def _look_at(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:

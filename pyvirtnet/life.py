@@ -29,14 +29,18 @@ class Life(BringUp):
     def __init__(
         self,
         transport: Transport,
+        *,
         ring_size: int | None,
         pages: int | None,
         wanted: frozenset[Feature] | None,
+        queue_pairs: int,
         reconnect: bool | float,
     ) -> None:
         if reconnect and not transport.reconnects:
             raise ValueError(f"reconnect= is for vhost-user ports, not for {transport.name}")
-        super().__init__(transport, ring_size, pages, wanted)
+        super().__init__(
+            transport, ring_size=ring_size, pages=pages, wanted=wanted, queue_pairs=queue_pairs
+        )
         self._reconnect = inf if reconnect is True else float(reconnect)
         self._gone_at: float | None = None  # while a device is away that may come back
         self._next_try = 0.0
@@ -75,7 +79,7 @@ class Life(BringUp):
             self._transport.close()
             self._closed = True  # not before: a close() that Ctrl-C broke off can be repeated
             _open_ports.discard(self)
-            self._memory = self._pool = None
+            self._memory = None
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -117,12 +121,14 @@ class Life(BringUp):
         except DeviceGone:
             pass  # and with it all it could reach
         except Error:
-            self._memory = self._pool = None  # it may go on writing: leave that memory to it
+            self._memory = None  # it may go on writing: leave that memory to it
         queues, self._queues = self._queues, []
         self._past += queues
         for queue in queues:
             if not queue._stop(why):  # a call is under way: the next rings get memory of their own
-                self._memory = self._pool = None
+                self._memory = None
+        if self._changes is not None:
+            self._changes.call()
         if isinstance(why, DeviceGone):
             self._transport.let_go(why)
 
@@ -150,7 +156,7 @@ class Life(BringUp):
             if not all(queue._pause(gone) for queue in self.queues):
                 return  # another thread is in a call: look again later
             if not isinstance(gone, DeviceGone):
-                self._memory = self._pool = None  # it may go on writing
+                self._memory = None  # it may go on writing
             self._gone_at = time.monotonic()
 
     def _try_again(self, gone_at: float) -> None:
@@ -178,8 +184,10 @@ class Life(BringUp):
         why = "it belongs to the process that this one was forked from"
         closed = PortClosed(f"{self.name} is closed", why, "open the port again")
         self._control.abandon(closed)
-        for queue in self.queues:
+        for queue in (*self._past, *self.queues):
             queue._abandon(closed)
+        if self._changes is not None:
+            self._changes.close()
         self._transport.abandon()
 
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
+from .aio import Awaited
 from .arena import arena
 from .control import Events, Filters, Tuning
 from .errors import Error, PortClosed
@@ -28,6 +29,7 @@ def open(
     features: Iterable[str] = (),
     reconnect: bool | float = False,
     noiommu: bool = False,
+    queue_pairs: int = 1,
 ) -> Port:
     """Open a NIC: "0000:00:04.0" (bound to vfio-pci), "vhost-user:/path" for a device that is a
     process, or "sim:loopback" for one without hardware.
@@ -35,23 +37,31 @@ def open(
     "vhost-user:/path?server=on&wait=30": the back end connects to us, within so many seconds.
 
     ring_size   entries of each ring, a power of two; the device's own size if not given
-    pages       receive pages of 4096 bytes; 3 for each ring entry if not given
+    pages       receive pages of 4096 bytes, of each queue pair; 3 a ring entry if not given
     features    switches such as "-mrg_rxbuf" for a feature that is not to be used
     reconnect   a vhost-user back end may go and come back: until it does, for ever or for so many
                 seconds, nothing is received and send_burst takes nothing
     noiommu     a device that no IOMMU holds back may be opened too, by root: it can then read and
                 write all of the machine's memory; "0000:00:04.0?noiommu=on" says the same
+    queue_pairs receive and transmit queues, each with rings and pages of its own: `port.queues`
     """
     wanted = parse(features)
     transport = open_transport(address, noiommu=noiommu)
     try:
-        return Port(transport, ring_size=ring_size, pages=pages, wanted=wanted, reconnect=reconnect)
+        return Port(
+            transport,
+            ring_size=ring_size,
+            pages=pages,
+            wanted=wanted,
+            reconnect=reconnect,
+            queue_pairs=operator.index(queue_pairs),
+        )
     except BaseException:
         transport.close()
         raise
 
 
-class Port(Life, Filters, Tuning, Events):
+class Port(Life, Awaited, Filters, Tuning, Events):
     """One NIC. Made by `open()`; close it, or use it in a `with` statement."""
 
     def __init__(
@@ -62,9 +72,18 @@ class Port(Life, Filters, Tuning, Events):
         pages: int | None = None,
         wanted: frozenset[Feature] | None = None,
         reconnect: bool | float = False,
+        queue_pairs: int = 1,
     ) -> None:
         self._seen: dict[str, Any] = {}
-        super().__init__(transport, ring_size, pages, wanted, reconnect)
+        self._awaited = set()
+        super().__init__(
+            transport,
+            ring_size=ring_size,
+            pages=pages,
+            wanted=wanted,
+            queue_pairs=queue_pairs,
+            reconnect=reconnect,
+        )
 
     # ---- the datapath: bound to queue pair 0, without a Python frame in between -------------
 
@@ -74,7 +93,7 @@ class Port(Life, Filters, Tuning, Events):
         0 polls, None waits for ever; Ctrl-C ends a wait. Raises DeviceBroken, PortClosed,
         QueueBusy, and ValueError for n < 1.
         """
-        return self._first.recv_burst(n, timeout=timeout)
+        return self._pair(0).recv_burst(n, timeout=timeout)
 
     def send_burst(self, frames: RxBurst | TxBurst | Iterable[Any]) -> int:
         """Queue frames for transmission; how many were taken, always a prefix. Never blocks.
@@ -83,11 +102,21 @@ class Port(Life, Filters, Tuning, Events):
         Raises ValueError or TypeError for what is no frame, and then has sent nothing;
         DeviceBroken, PortClosed, QueueBusy.
         """
-        return self._first.send_burst(frames)
+        return self._pair(0).send_burst(frames)
+
+    def fileno(self) -> int:
+        """A file descriptor for select, epoll and asyncio: readable when there may be frames for
+        `recv_burst`, or `events()`.
+
+        It stays readable until `recv_burst` finds nothing: only then sleep. It may be readable in
+        vain. The same number until the port is gone. Raises FeatureMissing for a device without
+        interrupts, PortClosed.
+        """
+        return self._pair(0).fileno()
 
     def reclaim(self) -> int:
         """Take back what the device has sent; how many frames. Sending does it by itself."""
-        return self._first.reclaim()
+        return self._pair(0).reclaim()
 
     def alloc_burst(self, n: int, size: int) -> TxBurst:
         """`n` frames of `size` bytes in DMA memory, zeroed: fill `.data`, send it, again and again.
@@ -175,10 +204,11 @@ class Port(Life, Filters, Tuning, Events):
             "receive_mode": "mergeable" if mergeable else "small",
             "ring_format": "packed" if self._format["packed"] else "split",
             "ring_sizes": self._sizes,
-            "pages": self._pool.pages if self._pool else 0,
-            "free_pages": self._pool.free_pages if self._pool else 0,
+            "queue_pairs": self._pairs,
+            "pages": self._memory.pages if self._memory else 0,
+            "free_pages": self._memory.free_pages if self._memory else 0,
             "posted_pages": sum(queue.posted for queue in self.queues),
-            "page_size": self._memory.page_size if self._memory else 0,
+            "page_size": self._memory.region.page_size if self._memory else 0,
             "features": sorted(feature.name.lower() for feature in self._features.negotiated),
         }
 

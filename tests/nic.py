@@ -71,13 +71,25 @@ class Nic:
     """
 
     def __init__(
-        self, device=None, *, ring_size=None, pages=None, features=(), offered=PLAIN, **options
+        self,
+        device=None,
+        *,
+        ring_size=None,
+        pages=None,
+        features=(),
+        offered=PLAIN,
+        queue_pairs=1,
+        **options,
     ):
         self.device = device or CountedDevice(features=offered, **options)
         self.transport = SimTransport(self.device, "sim:test")
         try:
             self.port = Port(
-                self.transport, ring_size=ring_size, pages=pages, wanted=parse(features)
+                self.transport,
+                ring_size=ring_size,
+                pages=pages,
+                wanted=parse(features),
+                queue_pairs=queue_pairs,
             )
         except BaseException:
             self.transport.close()
@@ -117,8 +129,8 @@ class Nic:
 
     @property
     def held_slots(self) -> int:
-        pool = self.port.queues[0].pool
-        return pool.slots - pool.free_slots
+        pools = [queue.pool for queue in self.port.queues]
+        return sum(pool.slots - pool.free_slots for pool in pools)
 
     def calm(self) -> None:
         """The device sends everything, the port takes everything back."""

@@ -38,7 +38,7 @@ def test_the_largest_frame_is_views_into_seventeen_pages(nic):
     nic.device.deliver(frame(65535))
     burst = nic.port.recv_burst(1)
     one = burst[0]
-    memory = nic.port._memory
+    memory = nic.port._memory.region
     assert nic.port.stats.rx_buffers == len(one.frags) == 17
     for part in one.frags:
         assert part.base is burst

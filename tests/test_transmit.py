@@ -424,7 +424,7 @@ def test_forwarding_copies_nothing(make_nic):
     sent = [frame(9014), frame(60), frame(65535)]
     left.device.deliver(*sent)
     burst = left.port.recv_burst(3)
-    memory = left.port._memory
+    memory = left.port._memory.region
     assert right.port.send_burst(burst) == 3
     assert right.device.take() == sent
     for chain in right.device.queues[1].taken:

@@ -101,7 +101,7 @@ def test_every_message_of_a_life(path, start):
     back_end = start()
     known = list(dma.memory.regions())
     with open_port(path, ring_size=64) as port:
-        region = port._memory
+        region = port._memory.region
     features = FEATURES | wire.PROTOCOL_FEATURES
     rings = []
     for index in (0, 1):

@@ -30,11 +30,12 @@ class Endpoint:
     """The device's end of a connection.
 
     agreed  protocol features, once the front end has chosen
+    many    more queue pairs than one may be used
     rows    the memory table: address at the device, size, address at the front end, bytes
     """
 
     def __init__(self, device: NetDevice, protocol: int | None) -> None:
-        self.device, self.protocol, self.agreed = device, protocol, 0
+        self.device, self.protocol, self.agreed, self.many = device, protocol, 0, False
         self.rows: list[tuple[int, int, int, memoryview]] = []
         self.memory = MemoryMap()
         self.rings: dict[int, _Ring] = {}
@@ -118,7 +119,8 @@ class Endpoint:
 
     def _accept(self, features: int) -> None:
         assert bool(features & PROTOCOL_FEATURES) == (self.protocol is not None)
-        features &= ~PROTOCOL_FEATURES
+        self.many = bool(features & mask("mq"))
+        features &= ~(PROTOCOL_FEATURES | mask("mq"))  # there is no control queue to go with it
         if self.agreed & STATUS:
             self.device.accept_features(features)
             return

@@ -79,7 +79,7 @@ class Control:
         self._features, self.pairs, self._queue = features, pairs, None
         if Feature.CTRL_VQ not in features.negotiated:
             return
-        self.max_pairs = self._read_max_pairs()
+        self.max_pairs = self.read_max_pairs(features)
         index = 2 * self.max_pairs
         packed = Feature.RING_PACKED in features.negotiated
         queue = (PackedControlQueue if packed else SplitControlQueue)(
@@ -95,13 +95,16 @@ class Control:
         self._queue = queue
 
     def start(self) -> None:
-        """The device is live: what was set before is set again.
+        """The device is live: what was set before is set again, queue pairs are switched on.
 
         What it refuses now is forgotten; the error says so.
         """
         before, self._down = self._down, None
         try:
-            for key in list(self._settings):
+            settings = list(self._settings)
+            if self.pairs > 1 and self._queue and Command.VQ_PAIRS_SET not in settings:
+                self.set_pairs(self.pairs)
+            for key in settings:
                 self._set_again(key)
         except BaseException:
             self._down = before
@@ -201,8 +204,9 @@ class Control:
     def read_number(self, offset: int, length: int) -> int:
         return int.from_bytes(self.read(offset, length), "little")
 
-    def _read_max_pairs(self) -> int:
-        if not self._features.negotiated & {Feature.MQ, Feature.RSS}:
+    def read_max_pairs(self, features: Features) -> int:
+        """Queue pairs that the device has, and a driver that agreed on these features can use."""
+        if not features.negotiated & {Feature.MQ, Feature.RSS}:
             return 1
         raw = self._transport.read_config(NetConfig.MAX_QUEUE_PAIRS, 2)
         pairs = int.from_bytes(raw, "little")

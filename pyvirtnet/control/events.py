@@ -6,16 +6,19 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from ..errors import DeviceTimeout
 from ..nic import Link, Mac
 from ..spec import ANNOUNCE, Command, Feature, NetConfig
+from ..wakeup import WakeUp
 from .control import Control
 
 _BROADCAST = b"\xff" * 6
 _RARP = struct.Struct("!HHBBH")
 ANNOUNCE_SECONDS = 1.0
+SLICE_SECONDS = 0.1  # of sleep; without an interrupt for changes, between looks at them
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Events:
 
     _control: Control
     _seen: dict[str, Any]
+    _changes: WakeUp | None
     mac: Any
 
     @property
@@ -46,11 +50,31 @@ class Events:
         """The port's."""
         raise NotImplementedError
 
-    def events(self) -> list[Event]:
+    def _change_fds(self) -> list[int]:
+        """The port's."""
+        raise NotImplementedError
+
+    def events(self, *, timeout: float | None = 0.0) -> list[Event]:
         """What has changed since the last call; the first one says how all of it is.
 
-        Reads the device's configuration; raises what `link` raises.
+        With a `timeout` it waits so many seconds for a change, or for ever with None, on the
+        interrupt for configuration changes. Raises what `link` raises: a device that asks to be
+        reset is DeviceBroken.
         """
+        end = time.monotonic() + (inf if timeout is None else timeout)
+        if self._changes is None and timeout != 0:
+            self._changes = WakeUp()
+            self._changes.watch(self._change_fds())
+        while True:
+            if self._changes is not None:
+                self._changes.drain()  # before it is looked at, so that no change is slept through
+            found = self._news()
+            left = end - time.monotonic()
+            if found or left <= 0 or self._changes is None:
+                return found
+            self._changes.sleep(min(left, SLICE_SECONDS))
+
+    def _news(self) -> list[Event]:
         now = self._look_round()
         changes = [what for what in now if now[what] != self._seen.get(what)]
         self._seen = now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,11 +51,19 @@ class Transport(ABC):
     no_control_queue: str = ""  # why there can be none
     ring_alignment: int = 0  # of the device area, for legacy devices (2.7.2)
     plain_header_bytes: int = 12  # of the virtio header without MRG_RXBUF (5.1.6)
+    max_pairs: int | None = None  # queue pairs, where no control queue switches them on
     start_index: int = 0  # where ring indices start; a back end that outlived us has its own
 
     def check(self) -> None:  # noqa: B027
         """Raise DeviceGone if the device is known to have gone, DeviceBroken if it asks for a
         reset. Cheap: idle queues ask for it."""
+
+    def alarm_fds(self) -> Sequence[int]:
+        """File descriptors that are readable when `check` may have something new to say."""
+        return ()
+
+    def claim_pairs(self, pairs: int) -> None:  # noqa: B027
+        """So many queue pairs are going to be set up, not more than `max_pairs`."""
 
     def let_go(self, why: DeviceGone) -> None:  # noqa: B027
         """It has gone, or is wanted back: keep nothing that others wait for, and say why. May be

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from .. import spec
@@ -75,6 +75,9 @@ class PciTransport(Transport):
                 f"its status reads {status:#x}: it was unplugged, or reset by somebody else",
                 "port.reset() sets it up again, if it is there",
             )
+
+    def alarm_fds(self) -> Sequence[int]:
+        return self._device.alarm_fds()
 
     def let_go(self, why: DeviceGone) -> None:
         self._device.lose(why)

@@ -250,6 +250,9 @@ def _parse(address: str, query: str) -> dict[str, Any]:
     """The keyword arguments of a device that the options ask for."""
     features, features_known = DEFAULT_FEATURES, feature_names(SPOKEN).lower()
     options: dict[str, Any] = {"queue_size": 256, "pairs": 1}
+    pairs = [text for key, text in parse_qsl(query) if key == "pairs"]
+    if pairs not in ([], ["1"]):
+        features |= mask("mq", "ctrl_vq")  # else nobody could use them
     for key, text in parse_qsl(query, keep_blank_values=True):
         try:
             if key in _OPTIONS:

@@ -79,6 +79,9 @@ class Connection:
             self.failure = self._gone("it was closed here")
         self._socket.close()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def check(self) -> None:
         """Raise if the back end has gone. One system call."""
         if self.failure is not None:

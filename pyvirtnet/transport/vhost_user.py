@@ -7,6 +7,7 @@ few registers: what others would say of status and features is kept here.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -65,6 +66,7 @@ class VhostUserTransport(Transport, dma.Mapper):
         self.name = f"vhost-user:{self._meeting.path}"
         self._state = _State()
         self._closed = False
+        self._claimed = 1
         self._events: dict[int, _Events] = {}
         self._table = MemoryTable()
         try:
@@ -88,7 +90,7 @@ class VhostUserTransport(Transport, dma.Mapper):
         """Agree on the protocol; none of it can be changed later."""
         self._offered = link.ask_u64(Request.GET_FEATURES)
         self._protocol = frozenset[Protocol]()
-        self._pairs = 1
+        self._max_pairs = 1
         if self._offered & PROTOCOL_FEATURES:
             bits = link.ask_u64(Request.GET_PROTOCOL_FEATURES)
             self._protocol = frozenset(p for p in WANTED_PROTOCOL if bits >> p & 1)
@@ -96,14 +98,24 @@ class VhostUserTransport(Transport, dma.Mapper):
             link.acknowledged = Protocol.REPLY_ACK in self._protocol
         link.tell(Request.SET_OWNER)
         if Protocol.MQ in self._protocol:
-            self._pairs = link.ask_u64(Request.GET_QUEUE_NUM)
-            if not 1 <= self._pairs <= MAX_PAIRS:
+            self._max_pairs = link.ask_u64(Request.GET_QUEUE_NUM)
+            if not 1 <= self._max_pairs <= MAX_PAIRS:
                 raise DeviceBroken(
-                    f"{self.name} cannot be set up", f"it claims {self._pairs} queue pairs"
+                    f"{self.name} cannot be set up", f"it claims {self._max_pairs} queue pairs"
                 )
+
+    @property
+    def max_pairs(self) -> int:  # type: ignore[override]
+        return self._max_pairs
+
+    def claim_pairs(self, pairs: int) -> None:
+        self._claimed = pairs
 
     def check(self) -> None:
         self._link.check()
+
+    def alarm_fds(self) -> Sequence[int]:
+        return (self._link.fileno(),)  # it hangs up when the back end dies
 
     def revive(self, seconds: float | None = None) -> None:
         with suppress(Error):
@@ -170,7 +182,10 @@ class VhostUserTransport(Transport, dma.Mapper):
 
     def accept_features(self, features: int) -> None:
         self._packed = bool(features >> Feature.RING_PACKED & 1)
-        self._link.tell_u64(Request.SET_FEATURES, features | (self._offered & PROTOCOL_FEATURES))
+        kept = PROTOCOL_FEATURES
+        if self._claimed > 1:  # a back end that is told nothing of MQ may drop all pairs but one
+            kept |= 1 << Feature.MQ
+        self._link.tell_u64(Request.SET_FEATURES, features | self._offered & kept)
 
     def read_config(self, offset: int, length: int) -> bytes:
         if Protocol.CONFIG not in self._protocol or offset + length > MAX_CONFIG:
@@ -183,7 +198,7 @@ class VhostUserTransport(Transport, dma.Mapper):
     # Queues
 
     def queue_max_size(self, index: int) -> int:
-        return MAX_SPLIT_QUEUE if index < 2 * self._pairs else 0
+        return MAX_SPLIT_QUEUE if index < 2 * self._max_pairs else 0
 
     def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
         link, events = self._link, self._events_of(index)

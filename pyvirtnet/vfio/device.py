@@ -77,6 +77,9 @@ class Device:
                 self._lost = self._gone(why)
         self._check_lost()
 
+    def alarm_fds(self) -> list[int]:
+        return list(self._alarms.values())
+
     def read(self, bar: int, offset: int, width: int) -> int:
         """A BAR register of 1, 2 or 4 bytes."""
         return self._read(self.bars[bar], offset, width)

@@ -1,0 +1,70 @@
+"""What wakes a sleeper: interrupts and calls, gathered behind one file descriptor."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterable
+from contextlib import suppress
+
+from .errors import OutOfMemory
+
+_MOST = 64  # of what woke us, told at once
+
+
+class WakeUp:
+    """A file descriptor that is readable from the first wake-up on, until `drain()`.
+
+    An epoll instance, and edge-triggered: nobody reads the eventfds in it, so that any number of
+    sleepers can share one, as queues do where interrupt vectors are short.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._own = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._epoll = select.epoll()
+        except OSError as error:
+            why, mend = error.strerror or str(error), "allow more open files: ulimit -n 4096"
+            raise OutOfMemory("cannot wait for a device", why, mend) from error
+        self._watched: set[int] = set()
+        self._sleep = select.poll()
+        self._sleep.register(self._epoll, select.POLLIN)
+        self._add(self._own)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def watch(self, fds: Iterable[int]) -> None:
+        """Wake up for these file descriptors from now on, and for no others; -1 is for none."""
+        for fd in self._watched:
+            with suppress(OSError):  # closed, and so taken out already
+                self._epoll.unregister(fd)
+        self._watched = {fd for fd in fds if fd >= 0}
+        for fd in self._watched:
+            self._add(fd)
+
+    def _add(self, fd: int) -> None:
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+
+    def call(self) -> None:
+        """Wake the sleeper, or keep it from falling asleep."""
+        os.eventfd_write(self._own, 1)
+
+    def drain(self) -> None:
+        """Forget what woke us: look at everything after this, and sleep if there is nothing."""
+        self._epoll.poll(0, _MOST)
+
+    def sleep(self, seconds: float) -> bool:
+        """Until a wake-up that was not drained, for so long at the most; was there one?"""
+        return bool(self._sleep.poll(max(0.0, seconds) * 1000))
+
+    def close(self) -> None:
+        """May be called twice. A sleeper sleeps on: `call` it first."""
+        own, self._own = self._own, -1
+        if own >= 0:
+            os.close(own)
+            self._epoll.close()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # there were not file descriptors enough for it
+            self.close()
