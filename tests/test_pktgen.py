@@ -37,9 +37,9 @@ def test_the_table_is_on_stdout_or_beside_the_json(tool: Tool) -> None:
     assert tool(*words) == 0
     heading, first, second = (line.split() for line in tool.out.splitlines())
     assert heading[:5] == ["size", "sent", "received", "lost", "damaged"]
-    assert heading[5:] == ["pps", "Gb/s", "buffers/frame"]
-    assert (first[:5], first[-1]) == (["60", "50", "50", "0", "0"], "1.00")
-    assert (second[:5], second[-1]) == (["9014", "50", "50", "0", "0"], "3.00")
+    assert heading[5:] == ["pps", "Gb/s", "buffers/frame", "p50", "us", "p99", "us", "limit"]
+    assert (first[:5], first[7]) == (["60", "50", "50", "0", "0"], "1.00")
+    assert (second[:5], second[7]) == (["9014", "50", "50", "0", "0"], "3.00")
     assert tool.err == ""
     assert tool(*words, "--json") == 0
     assert [line.split()[0] for line in tool.err.splitlines()] == ["size", "60", "9014"]

@@ -5,14 +5,19 @@ import sys
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from bad_cable import Tool
 
 import pyvirtnet
 from pyvirtnet import Port
-from pyvirtnet._stamp import ETHERTYPE, Checker, in_flight, stamp
-from pyvirtnet.cli._pktgen_report import Report, Row
-from pyvirtnet.cli._pktgen_traffic import Sender, Stream
+from pyvirtnet._meter import Meter
+from pyvirtnet._probe import Probes
+from pyvirtnet._stamp import ETHERTYPE, in_flight
+from pyvirtnet.cli._live import Live
+from pyvirtnet.cli._pktgen_options import Mix
+from pyvirtnet.cli._pktgen_report import Row
+from pyvirtnet.cli._pktgen_sender import Sender, Stream
 from pyvirtnet.testing import NetDevice
 from pyvirtnet.transport.sim import SimTransport
 
@@ -29,7 +34,7 @@ def test_tx_sends_all_before_it_ends(tool: Tool) -> None:
     with pyvirtnet.open(THERE) as peer:
         words = ("--count", "200", "--size", "60,1514", "--dst", "02:00:00:00:00:aa", "--json")
         assert tool("tx", HERE, *words) == 0
-        checker, frames = Checker(), []
+        checker, frames = Meter(), []
         while burst := list(peer.recv_burst(64)):
             frames += [bytes(frame) for frame in burst]
         assert [row["sent"] for row in tool.figures["rows"]] == [200, 200]
@@ -49,8 +54,10 @@ def test_tx_sends_all_before_it_ends(tool: Tool) -> None:
 def sent(port: Port, numbers: list[int], size: int = 200) -> None:
     """Test frames of these numbers are on their way to `port`, a loopback."""
     burst = port.alloc_burst(len(numbers), size)
+    probes = Probes({size: np.frombuffer(HEADER, np.uint8).reshape(1, -1).copy()}, 0)
+    probes.prepare(burst, 0)
     for i, number in enumerate(numbers):
-        stamp(burst[i : i + 1], number)
+        probes.number(burst[i : i + 1], number)
     assert port.send_burst(burst) == len(numbers)
 
 
@@ -156,16 +163,15 @@ def test_an_error_is_its_text(tool: Tool, words: tuple[str, ...], status: int, w
 def test_a_row_is_rewritten_only_when_its_send_is_done() -> None:
     device = NetDevice(queue_sizes=(64, 8))
     with Port(SimTransport(device)) as port:
-        sender = Sender(port, 60, Stream(HEADER, 0), 4, 8)
+        sender = Sender(port, Mix.of(60), Stream(HEADER), 4, 8)
         numbers = []
         for _ in range(100):
-            assert sender.send(3) + sender.send(4) == 7
-            while sender.send(4):
+            while sender.send(3):
                 pass
             assert sender.send(4) == 0  # all rows are the device's
             frames = device.take()
             assert 7 < len(frames) <= 8
-            numbers += [int.from_bytes(frame[16:24], "little") for frame in frames]
+            numbers += [int.from_bytes(frame[22:27], "big") for frame in frames]
             assert sender.send(4) == 0  # taken, and still not done
             device.complete(order="shuffled")
         assert numbers == list(range(len(numbers)))
@@ -175,7 +181,7 @@ def test_a_row_is_rewritten_only_when_its_send_is_done() -> None:
 def test_a_late_completion_keeps_its_rows() -> None:
     device = NetDevice(queue_sizes=(64, 8))
     with Port(SimTransport(device)) as port:
-        sender = Sender(port, 60, Stream(HEADER, 0), 2, 4)
+        sender = Sender(port, Mix.of(60), Stream(HEADER), 2, 4)
         assert [sender.send(2) for _ in range(3)] == [2, 2, 2]
         assert len(device.take()) == 6
         device.complete(5, order=[1, 2, 3, 4, 5])  # the first frame's buffer stays
@@ -190,17 +196,33 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_live_line_once_a_second_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stream", "lines"), [(Terminal(), 2), (io.StringIO(), 0)])
+def test_live_line_once_a_second_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, lines: int
+) -> None:
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    for stream, lines in ((Terminal(), 2), (io.StringIO(), 0)):
-        monkeypatch.setattr(sys, "stderr", stream)
-        report = Report(as_json=True, about={})
-        for tenth in range(25):
-            now = clock[0] + tenth / 10
-            if report.due(now):
-                report.live(now, f"at {tenth}")
-        assert stream.getvalue().count("at ") == lines
+    monkeypatch.setattr(sys, "stderr", stream)
+    live = Live()
+    for tenth in range(25):
+        clock[0] = 100 + tenth / 10
+        if live.due():
+            live.show(f"at {tenth}")
+    assert stream.getvalue().count("at ") == lines
+    clock[0] = 111.0  # seconds that are worth a line in a file
+    assert live.due()
+
+
+def test_a_table_on_a_terminal_with_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    live = Live()
+    live.show("5 sent", {"sent": "5"})
+    live.clear()
+    assert "sent" in stream.getvalue()
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    live.show("6 sent", {"sent": "6"})
+    assert "\r\x1b[K6 sent" in stream.getvalue()
 
 
 def test_a_row_knows_whether_all_is_well() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TextIO
 
+from .._meter import Meter
 from ..nic import Stats
+from ._live import Live
 
 _COLUMNS = {  # heading: (width, what of a row, its format)
-    "size": (6, "size", "d"),
+    "size": (6, "mix", "s"),
+    "asked pps": (10, "asked_pps", ".0f"),
     "sent": (10, "sent", "d"),
     "received": (10, "received", "d"),
     "lost": (7, "lost", "d"),
@@ -19,7 +21,13 @@ _COLUMNS = {  # heading: (width, what of a row, its format)
     "pps": (10, "pps", ".0f"),
     "Gb/s": (8, "gbps", ".3f"),
     "buffers/frame": (13, "buffers_per_frame", ".2f"),
+    "p50 us": (8, "p50_us", ".1f"),
+    "p99 us": (8, "p99_us", ".1f"),
+    "limit": (7, "limit", "s"),
 }
+PERCENTILES = (50, 90, 99, 99.9, 99.99)
+KEPT = 0.99  # of a rate that was asked for: then it was the limit
+FULL = 5.0  # percent of calls that find the ring full: then the device was the limit
 _ODDITIES = ("duplicated", "reordered")
 
 
@@ -27,11 +35,18 @@ _ODDITIES = ("duplicated", "reordered")
 class Row:
     """What became of the frames of one size. None: this command does not see it.
 
-    seconds  from the first send or arrival to the last arrival (tx: to the last send done)
-    rx, tx   the driver's counters, of this row alone
+    seconds    from the first send or arrival to the last arrival (tx: to the last send done)
+    pps        of what was received (tx: sent) in that time; sent_pps: while sending went on
+    ring_full  percent of attempts to send that found the transmit ring full
+    limit      what held it back: rate (the one asked for), device (it took frames no faster),
+               program (this one made or took them no faster), sender (the other end)
+    rx, tx     the driver's counters, of this row alone
     """
 
     size: int | None = None
+    mix: str | None = None
+    asked_pps: float | None = None
+    sent_pps: float | None = None
     sent: int | None = None
     received: int | None = None
     lost: int | None = None
@@ -43,6 +58,9 @@ class Row:
     pps: float = 0.0
     gbps: float = 0.0
     buffers_per_frame: float | None = None
+    latency_us: dict[str, float] = field(default_factory=dict)
+    limit: str | None = None
+    ring_full: float | None = None
     tx: dict[str, int] = field(default_factory=dict)
     rx: dict[str, int] = field(default_factory=dict)
 
@@ -53,6 +71,14 @@ class Row:
         if self.sent is None:
             frames = (frames or 0) + (self.foreign or 0)
         return bool(frames) and not (self.lost or self.corrupt or self.duplicated)
+
+    @property
+    def p50_us(self) -> float | None:
+        return self.latency_us.get("p50")
+
+    @property
+    def p99_us(self) -> float | None:
+        return self.latency_us.get("p99")
 
     def rate(self, frames: int, octets: int) -> None:
         if self.seconds > 0:
@@ -74,6 +100,24 @@ def _remarks(row: Row) -> list[str]:
     return [*said, f"besides: {others}"] if row.foreign else said
 
 
+def latency(row: Row, meter: Meter) -> None:
+    """In microseconds."""
+    found = meter.latency
+    if not found.count:
+        return
+    nanoseconds = {"min": found.minimum, "mean": found.mean, "max": found.maximum}
+    nanoseconds |= {f"p{percent:g}": found.percentile(percent) for percent in PERCENTILES}
+    nanoseconds["jitter"] = meter.jitter
+    row.latency_us = {name: round(value / 1000, 3) for name, value in nanoseconds.items()}
+
+
+def limit_of(asked: float | None, sent: float, ring_full: float) -> str:
+    """What held a sender back."""
+    if asked is not None and sent >= KEPT * asked:
+        return "rate"
+    return "device" if ring_full >= FULL else "program"
+
+
 def change(after: Stats, before: Stats, prefix: str) -> dict[str, int]:
     """One direction's counters since `before`."""
     names = [one.name for one in fields(Stats) if one.name.startswith(prefix)]
@@ -86,8 +130,7 @@ class Report:
     def __init__(self, as_json: bool, about: dict[str, Any]) -> None:
         self._json, self._about = as_json, about
         self._out: TextIO = sys.stderr if as_json else sys.stdout
-        self._live = sys.stderr if sys.stderr.isatty() else None
-        self._next_live = time.monotonic() + 1.0
+        self._live = Live()
         self._columns: list[str] = []
         self.rows: list[Row] = []
 
@@ -95,19 +138,17 @@ class Report:
     def whole(self) -> bool:
         return bool(self.rows) and all(row.whole for row in self.rows)
 
-    def live(self, now: float, text: str) -> None:
-        """Overwrite the live line, not oftener than once a second, on a terminal only."""
-        if self._live is not None and now >= self._next_live:
-            self._next_live = now + 1.0
-            self._live.write(f"\r\x1b[K{text}")
-            self._live.flush()
+    def live(self, now: float, figures: dict[str, int], pps: float) -> None:
+        """How far the row is."""
+        cells = {name: str(value) for name, value in figures.items()} | {"pps": f"{pps:.0f}"}
+        self._live.show(", ".join(f"{value} {name}" for name, value in cells.items()), cells)
 
     def due(self, now: float) -> bool:
-        return self._live is not None and now >= self._next_live
+        return self._live.due()
 
     def add(self, row: Row) -> None:
         """A size is done: its line of the table."""
-        self._clear()
+        self._live.clear()
         if not self.rows:
             self._columns = [
                 name for name, (_, key, _) in _COLUMNS.items() if getattr(row, key) is not None
@@ -122,11 +163,11 @@ class Report:
         self._out.flush()
 
     def note(self, text: str) -> None:
-        self._clear()
+        self._live.clear()
         print(f"pktgen: {text}", file=sys.stderr, flush=True)
 
     def end(self, interrupted: bool) -> None:
-        self._clear()
+        self._live.clear()
         if self._json:
             rows = [row.as_json() for row in self.rows]
             state = {"ok": self.whole and not interrupted, "interrupted": interrupted}
@@ -136,8 +177,3 @@ class Report:
         width, key, form = _COLUMNS[name]
         value = getattr(row, key)
         return f"{'-' if value is None else format(value, form):>{width}}"
-
-    def _clear(self) -> None:
-        if self._live is not None:
-            self._live.write("\r\x1b[K")
-            self._live.flush()

@@ -1,28 +1,28 @@
-"""Traffic of numbered frames: a sender, and the three runs made of it: send, receive, both."""
+"""Traffic of numbered frames: the three runs made of a sender and a meter: send, receive, both."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import numpy as np
-
-from .._burst import TxBurst, tx_stride
-from .._stamp import Checker, in_flight, stamp
+from .._meter import Meter
+from .._stamp import Checker
 from ..bringup import NET_HEADER
 from ..errors import Error
 from ..port import Port
 from ..spec import PAGE
-from ._pktgen_report import Report, Row, change
+from ._pktgen_options import Mix
+from ._pktgen_pace import Pace
+from ._pktgen_report import Report, Row, change, latency, limit_of
+from ._pktgen_sender import Player, Sender, Stream, send_room
 
 PATIENCE = 5.0  # seconds without any progress after which a run gives up
 LAST_CALL = 0.5  # the same, once the user has asked for the end
+SETTLING = 1.0  # seconds for stragglers, of a run that may lose frames
 WAIT = 0.05  # seconds of sleep on the receive interrupt, at the most
-SEND_MEMORY = 4 << 20  # bytes of frames to be sent, where the ring could take more
 UNPUBLISHED = 32  # receive buffers that the driver may hold back, to publish many at once
 
 
@@ -34,14 +34,6 @@ class Bounds:
     seconds: float | None
     burst: int
     patience: float = PATIENCE
-
-
-@dataclass
-class Stream:
-    """What all frames of a command share: the header, and numbers that go on from size to size."""
-
-    header: bytes
-    next: int
 
 
 class Stop:
@@ -70,41 +62,6 @@ class Stop:
             signal.signal(number, handler)
 
 
-class Sender:
-    """Sends numbered frames of one size, from a ring of bursts that the sender goes round.
-
-    A burst is written again only when no send of it is under way. The ring holds `most` frames
-    and a burst more, so that there is one to write while the others are on their way.
-    """
-
-    def __init__(self, port: Port, size: int, stream: Stream, burst: int, most: int) -> None:
-        self.port, self.stream, self.sent = port, stream, 0
-        self._ring: deque[TxBurst] = deque()
-        for _ in range(-(-most // burst) + 1):
-            frames = port.alloc_burst(burst, size)
-            frames.data[:, : len(stream.header)] = np.frombuffer(stream.header, np.uint8)
-            self._ring.append(frames)
-        self._ready = self._ring[0][:0]  # stamped and not taken yet
-
-    def send(self, most: int) -> int:
-        """Send up to `most` frames, a burst at the most; how many the port took."""
-        if not len(self._ready):
-            self._prepare(most)
-        taken = self.port.send_burst(self._ready[:most])
-        self._ready = self._ready[taken:]
-        self.sent += taken
-        self.stream.next += taken
-        return taken
-
-    def _prepare(self, most: int) -> None:
-        burst = self._ring[0]
-        if in_flight(burst) and (self.port.reclaim() == 0 or in_flight(burst)):
-            return
-        self._ring.rotate(-1)
-        self._ready = burst[:most]
-        stamp(self._ready, self.stream.next)
-
-
 def buffers(size: int) -> int:
     """Receive buffers of a frame: pages that its virtio header and content fill (5.1.6.4)."""
     return -(-(NET_HEADER + size) // PAGE)
@@ -121,28 +78,28 @@ def check_sizes(sizes: list[int], tx: Port, rx: Port | None) -> None:
         raise Error(f"{rx.name} cannot receive {largest} bytes", why, mend)
 
 
-def send_room(port: Port, size: int) -> int:
-    """Frames that are worth having in flight: what the ring takes, within SEND_MEMORY."""
-    entries: int = port.info()["ring_sizes"][1]
-    return max(1, min(entries, SEND_MEMORY // tx_stride(size)))
-
-
 def receive_room(port: Port, size: int) -> int:
     """Frames on their way that surely find receive buffers, wherever they are."""
     entries: int = port.info()["ring_sizes"][0]
     return max(1, (entries - min(UNPUBLISHED, entries // 8)) // buffers(size))
 
 
+@dataclass
 class Run:
-    """One size on its way: the clock, the bounds, the row at the end."""
+    """One row on its way: the clock, the bounds, the pace."""
 
-    def __init__(self, bounds: Bounds, stop: Stop, report: Report) -> None:
-        self.bounds, self.stop, self.report = bounds, stop, report
+    bounds: Bounds
+    stop: Stop
+    report: Report
+    pace: Pace = field(default_factory=Pace)
+
+    def __post_init__(self) -> None:
         self.start()
 
     def start(self) -> None:
         """The clock runs from here."""
         self.started = self.moved = self.now = time.monotonic()
+        self.pace.start(self.now)
 
     def tick(self, progress: object) -> None:
         self.now = time.monotonic()
@@ -163,71 +120,110 @@ class Run:
         return self.now - self.moved > (min(patience, LAST_CALL) if self.stop.signal else patience)
 
     def room(self, done: int) -> int:
-        """Frames of the next burst."""
-        left = self.bounds.burst
+        """Frames of the next burst: the bounds', and no more than are due."""
+        left = min(self.bounds.burst, self.pace.due(self.now, done))
         return left if self.bounds.count is None else min(left, self.bounds.count - done)
+
+    def pause(self, done: int) -> float:
+        """Seconds to sleep where no frame is due."""
+        return min(WAIT, self.pace.wait(self.now, done))
 
     def live(self, sent: int | None, checker: Checker | None) -> None:
         if not self.report.due(self.now):
             return
-        parts = [] if sent is None else [f"{sent} sent"]
+        figures = {} if sent is None else {"sent": sent}
         frames = sent or 0
         if checker is not None:
             frames = checker.received
-            parts += [f"{frames} received", f"{checker.lost()} lost", f"{checker.corrupt} damaged"]
-        rate = frames / max(1e-9, self.now - self.started)
-        self.report.live(self.now, f"{', '.join(parts)}, {rate:.0f} pps")
+            figures |= {"received": frames, "lost": checker.lost(), "damaged": checker.corrupt}
+        self.report.live(self.now, figures, frames / max(1e-9, self.now - self.started))
 
 
-def send(port: Port, size: int, stream: Stream, run: Run) -> Row:
-    """Send only. The row is done when the device is."""
-    before, room = port.stats, send_room(port, size)
-    sender = Sender(port, size, stream, min(run.bounds.burst, room), room)
+def send(port: Port, mix: Mix, source: Stream | list[bytes], run: Run) -> Row:
+    """Send only: probes of a stream, or frames as they are. Done when the device is."""
+    before, room = port.stats, send_room(port, max(mix.sizes))
+    burst = min(run.bounds.burst, room)
+    sender: Sender | Player = (
+        Sender(port, mix, source, burst, room)
+        if isinstance(source, Stream)
+        else Player(port, source, burst)
+    )
     run.start()
     while run.sending(sender.sent):
-        run.tick(sender.send(run.room(sender.sent)))
+        room = run.room(sender.sent)
+        sent = sender.send(room) if room > 0 else 0
+        if room <= 0 and (pause := run.pause(sender.sent)):
+            time.sleep(pause)
+        run.tick(sent or room <= 0)
         run.live(sender.sent, None)
+    sending = run.now - run.started
     while port.tx_pending and not run.stalled():
         run.tick(port.reclaim())
-    row = Row(size=size, sent=sender.sent, seconds=run.moved - run.started)
+    row = Row(
+        size=round(mix.mean), mix=mix.label, sent=sender.sent, seconds=run.moved - run.started
+    )
     row.tx = change(port.stats, before, "tx_")
-    row.rate(sender.sent, sender.sent * size)
+    row.rate(sender.sent, row.tx["tx_bytes"])
+    _paced(row, run, sender, sending)
     return row
 
 
-def receive(port: Port, run: Run) -> Row:
+def receive(port: Port, run: Run, timed: bool = False) -> Row:
     """Receive and verify what comes, from the first intact frame's stream."""
-    before, checker = port.stats, Checker()
-    while run.sending(checker.received + checker.corrupt):
+    before, meter = port.stats, Meter()
+    polls = full = 0
+    while run.sending(meter.received + meter.corrupt):
         burst = port.recv_burst(run.bounds.burst, timeout=WAIT)
-        intact = checker.check(burst)
+        intact = meter.check(burst)
         run.tick(len(burst))
-        if intact and checker.received == intact:
+        polls += 1
+        full += len(burst) == run.bounds.burst
+        if intact and meter.received == intact:
             run.started = run.now  # the clock of the rate runs from the first frame on
-        run.live(None, checker)
+        run.live(None, meter)
     row = Row(seconds=run.moved - run.started)
-    count(row, checker, port, before)
-    row.lost = checker.lost()
+    count(row, meter, port, before)
+    row.lost = meter.lost()
+    row.limit = "program" if 2 * full > polls else "sender"
+    if timed:
+        latency(row, meter)
     return row
 
 
-def loop(tx: Port, rx: Port, size: int, stream: Stream, run: Run) -> Row:
-    """Send on one port, receive and verify on the other, with no more on the way than fits."""
+def loop(tx: Port, rx: Port, mix: Mix, stream: Stream, run: Run) -> Row:
+    """Send on one port, receive and verify on the other.
+
+    At a rate, whatever becomes of them; without one, with no more on the way than fits.
+    """
     before = tx.stats, rx.stats
-    limit = min(receive_room(rx, size), send_room(tx, size))
-    burst = min(run.bounds.burst, max(1, limit // 2))
-    sender, checker = Sender(tx, size, stream, burst, limit), Checker(stream.next)
+    largest, free = max(mix.sizes), run.pace.pps is None
+    limit = min(receive_room(rx, largest), send_room(tx, largest))
+    burst = min(run.bounds.burst, max(1, limit // 2) if free else send_room(tx, largest))
+    sender = Sender(tx, mix, stream, burst, limit if free else send_room(tx, largest))
+    meter = Meter(stream.first)
     run.start()
+    waits = 0
     while run.sending(sender.sent):
-        room = min(run.room(sender.sent), limit - (sender.sent - checker.passed))
+        room = due = run.room(sender.sent)
+        if free:
+            room = min(due, limit - (sender.sent - meter.passed))
+            waits += room <= 0
         sent = sender.send(room) if room > 0 else 0
-        run.tick(take(rx, checker, run.bounds.burst, 0.0 if sent else WAIT) + sent)
-        run.live(sender.sent, checker)
-    while checker.lost(sender.sent) and not run.stalled():
-        run.tick(take(rx, checker, run.bounds.burst, WAIT))
-    row = Row(size=size, sent=sender.sent, seconds=run.moved - run.started)
-    count(row, checker, rx, before[1])
-    row.lost, row.tx = checker.lost(sender.sent), change(tx.stats, before[0], "tx_")
+        wait = 0.0 if sent else WAIT if free else run.pause(sender.sent)
+        run.tick(take(rx, meter, run.bounds.burst, wait) + sent or due <= 0)
+        run.live(sender.sent, meter)
+    sending = run.now - run.started
+    if not free:
+        run.bounds = Bounds(None, None, run.bounds.burst, min(SETTLING, run.bounds.patience))
+    while meter.lost(sender.sent) and not run.stalled():
+        run.tick(take(rx, meter, run.bounds.burst, WAIT))
+    row = Row(
+        size=round(mix.mean), mix=mix.label, sent=sender.sent, seconds=run.moved - run.started
+    )
+    count(row, meter, rx, before[1])
+    row.lost, row.tx = meter.lost(sender.sent), change(tx.stats, before[0], "tx_")
+    latency(row, meter)
+    _paced(row, run, sender, sending, waits)
     return row
 
 
@@ -245,3 +241,12 @@ def count(row: Row, checker: Checker, port: Port, before: Any) -> None:
     row.rate(checker.received, checker.bytes)
     if row.rx["rx_frames"]:
         row.buffers_per_frame = round(row.rx["rx_buffers"] / row.rx["rx_frames"], 3)
+
+
+def _paced(row: Row, run: Run, sender: Sender | Player, seconds: float, waits: int = 0) -> None:
+    """How fast it was to go, how fast it went, and what held it back."""
+    row.asked_pps = None if run.pace.pps is None else round(run.pace.pps, 1)
+    row.sent_pps = round(sender.sent / seconds, 1) if seconds > 0 else 0.0
+    tries = sender.calls + waits
+    row.ring_full = round(100 * (sender.full + waits) / tries, 1) if tries else 0.0
+    row.limit = limit_of(row.asked_pps, row.sent_pps, row.ring_full)

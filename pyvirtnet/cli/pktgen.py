@@ -7,26 +7,28 @@ import secrets
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pyvirtnet
 
-from .._stamp import ETHERTYPE, MIN_STAMPED, STREAM
+from ..errors import Error
+from ..pcap import Reader
 from ..port import Port
-from ..spec import MAX_FRAME
 from ._command import FAILED, OK, Parser, mac, number, program, run, seconds
+from ._pktgen_frames import GRAMMAR, Template, build, dump, from_scapy
+from ._pktgen_options import FIELDS, Mix, Rate, line, rates, sizes, vary
+from ._pktgen_pace import Pace
 from ._pktgen_report import Report, Row
-from ._pktgen_traffic import PATIENCE, Bounds, Run, Stop, Stream, check_sizes, loop, receive, send
+from ._pktgen_sender import Sender, Stream
+from ._pktgen_traffic import PATIENCE, Bounds, Run, Stop, check_sizes, loop, receive, send
 
 MAX_BURST = 1024
-SECONDS = 10.0  # of a size, where neither --count nor --time says anything
+SECONDS = 10.0  # of a row, where neither --count nor --time says anything
 SILENCE = 10.0  # of rx
 NOBODY = "02:00:00:00:00:02"  # an address of nobody's, for tx without --dst
+SHOWN = 4  # frames of --dry-run
 
-_PORT = "0000:00:04.0 (bound to vfio-pci), or sim:loopback"
-
-
-def _sizes(text: str) -> list[int]:
-    return [number(MIN_STAMPED, MAX_FRAME)(part.strip()) for part in text.split(",")]
+_PORT = "0000:00:04.0 (bound to vfio-pci), vhost-user:/run/x.sock, or sim:loopback"
 
 
 def parser() -> Parser:
@@ -44,30 +46,49 @@ def parser() -> Parser:
     rx.add_argument(
         "--timeout", type=seconds, default=SILENCE, metavar="S", help="end after S seconds idle"
     )
+    about = "tell latency: the sender is on this machine, and has the same clock"
+    rx.add_argument("--latency", action="store_true", help=about)
     for command in (tx, rx, both):
         _common(command)
     return made
 
 
 def _sending(command: argparse.ArgumentParser, destination: str) -> None:
-    command.add_argument(
-        "--size", type=_sizes, default=[60], metavar="N[,N…]", help="bytes of a frame (60)"
-    )
-    command.add_argument("--dst", type=mac, metavar="MAC", help=f"destination ({destination})")
-    command.add_argument("--src", type=mac, metavar="MAC", help="source (the sending port's)")
+    add = command.add_argument
+    about = "bytes of a frame, several for a row each: 60,128-1514:256, rfc2544, imix, 60*7+590*4"
+    add("--size", type=sizes, default=None, metavar="N,…", help=f"{about} (60, or the smallest)")
+    about = "frames, bits or share of the line a second, a row each: 100k, 1.5Gbps, 10%%, max"
+    add("--rate", type=rates, default=[None], metavar="R,…", help=f"{about} (max)")
+    add("--line", type=line, metavar="BITS", help="the line's rate, for shares: 10G (the port's)")
+    add("--dst", type=mac, metavar="MAC", help=f"destination ({destination})")
+    add("--src", type=mac, metavar="MAC", help="source (the sending port's)")
+    frame = command.add_mutually_exclusive_group()
+    frame.add_argument("--frame", metavar="LAYERS", help=f"headers: {GRAMMAR} (Ethernet alone)")
+    frame.add_argument("--scapy", metavar="EXPRESSION", help="headers of the frame it makes")
+    if command.prog.endswith(" tx"):
+        about = "frames of this file, pcap or pcapng, as they are, round and round"
+        frame.add_argument("--pcap", metavar="FILE", help=about)
+        add("--plain", action="store_true", help="prebuilt frames, unnumbered: the fastest")
+    about = "a field's values, frame by frame: src-ip=10.0.0.1-10.0.0.99, vlan=5,7, "
+    about += f"src-port=1-65535/random; of {', '.join(FIELDS)}; may be repeated"
+    add("--vary", type=vary, action="append", default=[], metavar="FIELD=VALUES", help=about)
+    about = "print the first frames, send nothing"
+    add("--dry-run", nargs="?", type=number(1, 1000), const=SHOWN, metavar="N", help=about)
 
 
 def _common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--count", type=number(1, 10**12), metavar="N", help="end after N frames, of each size")
-    add("--time", type=seconds, metavar="S", help="end after S seconds, for each size")
-    add("--burst", type=number(1, MAX_BURST), default=64, metavar="N", help="frames a call (64)")
+    add("--count", type=number(1, 10**12), metavar="N", help="end after N frames, of each row")
+    add("--time", type=seconds, metavar="S", help="end after S seconds, for each row")
+    about = "frames a call (64); with --rate, so many go together (1)"
+    add("--burst", type=number(1, MAX_BURST), metavar="N", help=about)
     add("--json", action="store_true", help="the figures as JSON, on stdout's last line")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    return run("pktgen", lambda: _run(args))
+    made = parser()
+    args = made.parse_args(argv)
+    return run("pktgen", lambda: _dry_run(args) if getattr(args, "dry_run", 0) else _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -88,29 +109,99 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _traffic(args: argparse.Namespace, ports: dict[str, Port], stop: Stop, report: Report) -> None:
-    """A row for each size; the frames of all sizes are one stream."""
+    """A row for each size and rate; the frames of all rows are one stream."""
     if args.command == "rx":
-        run = Run(Bounds(args.count, args.time, args.burst, args.timeout), stop, report)
-        report.add(receive(ports[args.rx], run))
+        bounds = Bounds(args.count, args.time, args.burst or 64, args.timeout)
+        report.add(receive(ports[args.rx], Run(bounds, stop, report), args.latency))
         return
     tx, rx = ports[args.tx], ports.get(getattr(args, "rx", ""))
-    check_sizes(args.size, tx, rx)
+    source = _source(args, tx, rx)
+    for mix in _mixes(args, source):
+        check_sizes(list(mix.sizes), tx, rx)
+    job = Job(args, tx, rx, source, stop, report)
+    for mix in _mixes(args, source):
+        for rate in args.rate:
+            report.add(_row(job, mix, rate))
+            if stop.signal:
+                return
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the rows of a command share."""
+
+    args: argparse.Namespace
+    tx: Port
+    rx: Port | None
+    source: Stream | list[bytes]
+    stop: Stop
+    report: Report
+
+
+def _source(args: argparse.Namespace, tx: Port | None, rx: Port | None) -> Stream | list[bytes]:
+    """What is sent: a stream of probes, or frames as they are."""
+    if getattr(args, "pcap", None):
+        return _frames_of(args.pcap)
+    dst = args.dst or (rx.mac if rx else mac(NOBODY))
+    src = args.src or (tx.mac if tx else mac("02:00:00:00:00:01"))
+    header = from_scapy(args.scapy) if args.scapy else build(args.frame or "", dst, src)
+    stream = Stream(header, number=secrets.randbelow(1 << 16), varies=args.vary)
+    return _prebuilt(args, stream) if getattr(args, "plain", False) else stream
+
+
+def _frames_of(path: str) -> list[bytes]:
+    try:
+        frames = [packet.data for packet in Reader(path)]
+    except OSError as error:
+        raise Error(f"cannot read {path}", str(error.strerror), f"ls -l {path}") from None
+    if not frames:
+        raise Error(f"cannot send {path}", "there is no frame in it", "capture some")
+    return frames
+
+
+def _prebuilt(args: argparse.Namespace, stream: Stream) -> list[bytes]:
+    """Frames of a stream, before they are numbered anew."""
+    with pyvirtnet.open("sim:loopback") as port:
+        frames: list[bytes] = []
+        for mix in _mixes(args, stream):
+            sender = Sender(port, mix, stream, 64, 192)
+            while sender.send(64) and len(frames) < 256 * len(mix.sizes):
+                frames += [bytes(frame) for frame in port.recv_burst(64)]
+        return frames
+
+
+def _mixes(args: argparse.Namespace, source: Stream | list[bytes]) -> list[Mix]:
+    if isinstance(source, list):
+        return [Mix("file" if args.pcap else "plain", tuple(map(len, source)))]
+    return args.size or [Mix.of(max(60, Template(source.header).least))]
+
+
+def _row(job: Job, mix: Mix, rate: Rate | None) -> Row:
+    args, tx, rx = job.args, job.tx, job.rx
     seconds = SECONDS if args.time is None and args.count is None else args.time
-    bounds = Bounds(args.count, seconds, args.burst, PATIENCE)
-    addresses = (args.dst or (rx.mac if rx else mac(NOBODY))) + (args.src or tx.mac)
-    stream = Stream(addresses + ETHERTYPE.to_bytes(2, "big"), secrets.randbelow(1 << 16) * STREAM)
-    for size in args.size:
-        report.add(_size(tx, rx, size, stream, Run(bounds, stop, report)))
-        if stop.signal:
-            break
-
-
-def _size(tx: Port, rx: Port | None, size: int, stream: Stream, run: Run) -> Row:
-    row = send(tx, size, stream, run) if rx is None else loop(tx, rx, size, stream, run)
-    if run.stalled() and not run.stop.signal:
-        what = "the device takes no more frames" if rx is None else "nothing more arrives"
-        run.report.note(f"{size} bytes: {what}; gave up after {run.bounds.patience:g} s")
+    line_rate = args.line or ((tx.link.speed or 0) * 1e6 or None)
+    pace = Pace(rate.pps(mix.mean, line_rate), args.burst or 1) if rate else Pace()
+    run = Run(Bounds(args.count, seconds, args.burst or 64, PATIENCE), job.stop, job.report, pace)
+    if rx is not None and isinstance(job.source, Stream):
+        row, what = loop(tx, rx, mix, job.source, run), "nothing more arrives"
+    else:
+        row, what = send(tx, mix, job.source, run), "the device takes no more frames"
+    if run.stalled() and not job.stop.signal and (rate is None or rx is None):
+        job.report.note(f"{mix.label} bytes: {what}; gave up after {run.bounds.patience:g} s")
     return row
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    """Frames as they would be sent; ports are not opened, addresses may stand in for theirs."""
+    source = _source(args, None, None)
+    if isinstance(source, list):
+        print(dump(source[: args.dry_run]))
+        return OK
+    with pyvirtnet.open("sim:loopback") as port:
+        sender = Sender(port, _mixes(args, source)[0], source, args.dry_run, args.dry_run)
+        sender.send(args.dry_run)
+        print(dump([bytes(frame) for frame in port.recv_burst(args.dry_run)]))
+    return OK
 
 
 if __name__ == "__main__":

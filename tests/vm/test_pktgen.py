@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +14,10 @@ import pytest
 import pyvirtnet
 from pyvirtnet._stamp import ETHERTYPE
 from pyvirtnet.cli import bind
+from pyvirtnet.cli._pktgen_options import Mix
 from pyvirtnet.cli._pktgen_report import Report
-from pyvirtnet.cli._pktgen_traffic import Bounds, Run, Stop, Stream, loop
+from pyvirtnet.cli._pktgen_sender import Stream
+from pyvirtnet.cli._pktgen_traffic import Bounds, Run, Stop, loop
 
 MACHINE = {"ports": 2}
 
@@ -69,11 +70,11 @@ def test_every_size_arrives(ends: tuple[str, str]) -> None:
 @pytest.mark.usefixtures("bound")
 def test_a_million_frames_and_all_pages_are_back() -> None:
     with pyvirtnet.open(NIC) as tx, pyvirtnet.open(PEER) as rx, Stop() as stop:
-        stream = Stream(rx.mac + tx.mac + ETHERTYPE.to_bytes(2, "big"), 0)
+        stream = Stream(rx.mac + tx.mac + ETHERTYPE.to_bytes(2, "big"))
         report = Report(as_json=True, about={})
         for size, count in ((60, 900_000), (1514, 100_000)):
             run = Run(Bounds(count, None, 64), stop, report)
-            row = loop(tx, rx, size, stream, run)
+            row = loop(tx, rx, Mix.of(size), stream, run)
             assert (row.sent, row.received, row.lost, row.corrupt) == (count, count, 0, 0)
             assert row.whole
         assert stream.next == 1_000_000
@@ -123,10 +124,10 @@ def test_the_kernel_receives_what_tx_sends(eth: str) -> None:
         assert status == 0
         assert [row["sent"] for row in figures["rows"]] == [200, 200]
         frames = [peer.recv(2000) for _ in range(400)]
-    frames.sort(key=lambda frame: struct.unpack_from("=Q", frame, 16))
+    frames.sort(key=lambda frame: frame[20:27])
     assert [len(frame) for frame in frames] == [60] * 200 + [1514] * 200
     assert {frame[:14].hex() for frame in frames} == {"525400000002" + "525400000001" + "88b5"}
-    numbers = [struct.unpack_from("=Q", frame, 16)[0] for frame in frames]
+    numbers = [int.from_bytes(frame[20:27], "big") for frame in frames]
     assert numbers == list(range(numbers[0], numbers[0] + 400))
 
 
