@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyvirtnet"
 BRIDGES = {"scapy.py": "scapy"}  # to what users may have: nothing else imports these rooms
-OUTSIDE = {"numpy", "pyudev", "cython", "cpython", "libc"}
+OUTSIDE = {"numpy", "pyudev", "cython", "cpython", "libc", "posix"}
+EXTRAS = {"rich", "scapy", "matplotlib"}  # of commands that do without where they are missing
 _STATEMENT = re.compile(
     r"^\s*(?:from\s+([.\w]+)\s+c?import\s+\(?([\w, ]*)|c?import\s+([\w.]+))", re.M
 )
@@ -72,7 +73,8 @@ def violations(files: dict[str, str], order: list[str]) -> list[str]:
             top, _, rest = name.partition(".")
             there = rest.split(".")[0] or "__init__"
             if top != "pyvirtnet":
-                if top not in OUTSIDE | sys.stdlib_module_names | {BRIDGES.get(path)}:
+                extras = EXTRAS if path.startswith("cli/") else {BRIDGES.get(path)}
+                if top not in OUTSIDE | extras | sys.stdlib_module_names:
                     found.append(f"{path} imports {name}, which is not a dependency")
             elif here not in order or there not in order:
                 missing = here if here not in order else there

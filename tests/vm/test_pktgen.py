@@ -25,6 +25,7 @@ NIC, PEER = "0000:00:04.0", "0000:00:05.0"
 SIZES = [60, 128, 129, 1514, 4084, 4085, 9014, 65535]
 BUFFERS = [1, 1, 1, 1, 1, 2, 3, 17]
 DOOR = "/mnt/project/tools/pktgen"
+_NODAD = {socket.AF_INET: [], socket.AF_INET6: ["nodad"]}
 RCVBUF_FORCE = 33  # SO_RCVBUFFORCE: all frames wait at once, more than an ordinary socket holds
 
 
@@ -129,6 +130,33 @@ def test_the_kernel_receives_what_tx_sends(eth: str) -> None:
     assert {frame[:14].hex() for frame in frames} == {"525400000002" + "525400000001" + "88b5"}
     numbers = [int.from_bytes(frame[20:27], "big") for frame in frames]
     assert numbers == list(range(numbers[0], numbers[0] + 400))
+
+
+@pytest.mark.parametrize(
+    ("layers", "family", "here"),
+    [("ipv4/udp(dst=5000)", socket.AF_INET, "192.0.2.2/24"),
+     ("ipv6/udp(dst=5000)", socket.AF_INET6, "2001:db8::2/64")],
+    ids=["ipv4", "ipv6"],
+)  # fmt: skip
+def test_the_kernels_sockets_take_what_tx_sends(
+    eth: str, layers: str, family: socket.AddressFamily, here: str
+) -> None:
+    """Addresses, lengths and checksums are right for a stack that verifies them, at a rate too."""
+    subprocess.run(["ip", "address", "add", here, "dev", eth, *_NODAD[family]], check=True)
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as peer:
+            peer.setsockopt(socket.SOL_SOCKET, RCVBUF_FORCE, 1 << 22)
+            peer.bind((here.partition("/")[0], 5000))
+            peer.settimeout(20)
+            words = ("--frame", layers, "--dst", "52:54:00:00:00:02", "--vary", "src-port=7-9")
+            status, figures = pktgen("tx", NIC, *words, "--count", "300", "--rate", "2k")
+            assert status == 0
+            datagrams = [peer.recvfrom(2000) for _ in range(300)]
+        assert figures["rows"][0]["sent"] == 300
+        assert {address[1] for _, address in datagrams} == {7, 8, 9}
+        assert sorted(int.from_bytes(data[8:13], "big") for data, _ in datagrams) == [*range(300)]
+    finally:
+        subprocess.run(["ip", "address", "del", here, "dev", eth], check=True)
 
 
 def test_the_kernels_frames_are_foreign(eth: str) -> None:
