@@ -21,7 +21,7 @@ from ._pages cimport (
 )
 from ._post cimport rx_create, rx_destroy, rx_refill, rx_set_interrupts
 from ._receive cimport rx_pending, rx_receive, rx_waiting
-from ._reclaim cimport tx_create, tx_destroy, tx_reclaim
+from ._reclaim cimport tx_create, tx_destroy, tx_reclaim, tx_set_interrupts
 from ._ring cimport (
     BELL_NONE,
     BROKEN_COUNT,
@@ -439,6 +439,12 @@ cdef class QueuePair(Sender):
         if count < 0:
             raise self._broken("transmit", count, self.tx.lie)
         return count
+
+    def _interrupt_on_transmit(self, bint wanted):
+        """An experiment's switch: the device interrupts once it has sent something, or never."""
+        if self.closed is not None:
+            raise self._gone()
+        tx_set_interrupts(&self.tx, wanted)
 
     @property
     def tx_pending(self) -> int:

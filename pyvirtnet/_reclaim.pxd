@@ -55,3 +55,4 @@ cdef bint tx_create(TxRing *tx, const RingFormat *format, uint32_t size, uint8_t
                     uint64_t memory_iova, uint16_t start, uint32_t max_frame) except False
 cdef void tx_destroy(TxRing *tx) noexcept
 cdef int tx_reclaim(TxRing *tx) noexcept
+cdef void tx_set_interrupts(TxRing *tx, bint wanted) noexcept nogil

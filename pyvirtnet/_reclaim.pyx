@@ -12,7 +12,7 @@ from ._split cimport (
     split_init,
     split_pending,
 )
-from ._virtqueue cimport vq_used
+from ._virtqueue cimport vq_set_interrupts, vq_used
 
 
 cdef bint tx_create(TxRing *tx, const RingFormat *format, uint32_t size, uint8_t *memory,
@@ -158,3 +158,11 @@ cdef uint32_t _reclaim_packed(TxRing *tx) noexcept:
     if run.count:
         drop_store(run.store, run.count)
     return done
+
+
+cdef void tx_set_interrupts(TxRing *tx, bint wanted) noexcept nogil:
+    """Ask for transmit interrupts or not: an experiment compares them with lazy reclaim."""
+    if tx.format.packed:
+        vq_set_interrupts(&tx.packed, wanted)
+    else:
+        vq_set_interrupts(&tx.split, wanted)

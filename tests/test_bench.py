@@ -350,7 +350,7 @@ def test_without_the_right_the_device_has_no_priority(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_bench_vm, "HARDWARE", ["false"])
-    assert _bench_vm._hardware() == []
+    assert _bench_vm.hardware() == []
     assert "run this with sudo" in capsys.readouterr().err
 
 

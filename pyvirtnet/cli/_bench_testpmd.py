@@ -37,7 +37,7 @@ def huge_pages(needed: int = HUGE_PAGES) -> Iterator[None]:
     if not missing:
         yield
         return
-    print(f"bench: reserving {missing} huge pages of 2 MiB for DPDK", file=sys.stderr)
+    print(f"bench: reserving {missing} huge pages of 2 MiB", file=sys.stderr)
     try:
         _reserve(total + missing)
     except OSError as error:

@@ -51,10 +51,10 @@ def _sizes(text: str) -> list[int]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pyvirtnet-bench-") as name:
         _install_pcapy(Path(name))
-        polling = _measure("vfio", options, Path(name), _hardware())
+        polling = _measure("vfio", options, Path(name), hardware())
         kernel = _measure("kernel", options, Path(name), [])
     rounds = [a + b for a, b in zip(polling["rounds"], kernel["rounds"], strict=True)]
-    where = machine({"qemu": _qemu_version(), **kernel["versions"], **polling["versions"]})
+    where = machine({"qemu": qemu_version(), **kernel["versions"], **polling["versions"]})
     facts = {"pairs": options.pairs, "seconds": options.seconds, "machine": where}
     return {"rows": rows(rounds, options.sizes), **facts}
 
@@ -85,14 +85,14 @@ def _measure(kind: str, options: argparse.Namespace, share: Path, prefix: list[s
     return json.loads(output)
 
 
-def _hardware() -> list[str]:
+def hardware() -> list[str]:
     if subprocess.run([*HARDWARE, "true"], check=False, capture_output=True).returncode == 0:
         return HARDWARE
     progress("the device competes with its guest for cores: run this with sudo for steady figures")
     return []
 
 
-def _qemu_version() -> str:
+def qemu_version() -> str:
     command = [find_program("qemu-system-x86_64", "qemu-system-x86"), "--version"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return text.splitlines()[0].removeprefix("QEMU emulator version ")

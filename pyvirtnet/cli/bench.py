@@ -17,7 +17,7 @@ from ._bench_report import page, progress, warn_if_busy, watched
 from ._vm_image import project
 
 FAILED = 1
-JUDGES = ("vs-dpdk", "core", "latency", "sweep", "vm")
+JUDGES = ("vs-dpdk", "core", "latency", "sweep", "vm", "papers")
 RUNS = {  # of `all`: the name of the result, and how it comes about
     "vs-dpdk": ["vs-dpdk"],
     "vs-dpdk-packed": ["vs-dpdk", "--packed"],
@@ -26,6 +26,7 @@ RUNS = {  # of `all`: the name of the result, and how it comes about
     "latency": ["latency"],
     "sweep": ["sweep"],
     "vm": ["vm"],
+    "papers": ["papers"],
 }
 _EPILOG = "exit status: 0 measured, 1 an error or unequal work, 2 wrong usage, 130 Ctrl-C"
 _ALL = "every judge with its defaults; results go to docs/benchmarks/"
@@ -81,7 +82,7 @@ def _all(parser: argparse.ArgumentParser, folder: Path, names: Sequence[str]) ->
     """Each judge's result into FOLDER/NAME.json; then the page."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        words = [*RUNS[name], *(["--out", str(folder)] if name == "sweep" else [])]
+        words = [*RUNS[name], *(["--out", str(folder)] if name in ("sweep", "papers") else [])]
         progress(f"tools/bench {' '.join(words)}")
         judge, given = _judge(words[0]), parser.parse_args(words)
         result = watched(lambda judge=judge, given=given: judge.run(given))  # type: ignore[misc]
