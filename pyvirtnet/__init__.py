@@ -25,11 +25,12 @@ from .errors import (
     PortClosed,
     QueueBusy,
 )
-from .spec import Feature, HashType
+from .spec import Feature, Gso, HashType, HeaderFlag
 
 if TYPE_CHECKING:
     from ._burst import Frame, RxBurst, TxBurst
     from ._checksums import checksums_ok, fix_checksums
+    from ._defer import defer_checksums
     from ._echo import answer_pings
     from ._headers import swap_flows, swap_macs
     from .bpf import Filter
@@ -52,7 +53,9 @@ __all__ = [
     "Filter",
     "Frame",
     "GroupNotViable",
+    "Gso",
     "HashType",
+    "HeaderFlag",
     "InterfaceInUse",
     "LibraryMissing",
     "Link",
@@ -75,6 +78,7 @@ __all__ = [
     "Vlans",
     "answer_pings",
     "checksums_ok",
+    "defer_checksums",
     "fix_checksums",
     "open",
     "swap_flows",
@@ -89,6 +93,7 @@ _LATER = {
     **dict.fromkeys(("checksums_ok", "fix_checksums"), "._checksums"),
     "Filter": ".bpf",
     "answer_pings": "._echo",
+    "defer_checksums": "._defer",
     **dict.fromkeys(("swap_flows", "swap_macs"), "._headers"),
     **dict.fromkeys(("Coalescing", "Event", "Rss", "RssLimits", "Vlans"), ".control"),
     **dict.fromkeys(("Link", "Mac", "Stats"), ".nic"),

@@ -20,6 +20,7 @@ cdef class Burst:
     cdef object _all_lengths(self)
     cdef object _indices(self)
     cdef object _rows(self, Py_ssize_t width)
+    cdef object _headers(self)
     cdef Burst _like(self)
     cdef Burst _slice(self, key)
     cdef Burst _select(self, array)

@@ -10,11 +10,14 @@ _Selection: TypeAlias = slice | NDArray[np.integer[Any] | np.bool_] | Sequence[i
 
 MIN_FRAME: int
 MAX_FRAME: int
+OFFLOAD: np.dtype[np.void]
 
 class Burst:
     def __len__(self) -> int: ...
     @property
     def lengths(self) -> NDArray[np.uint32]: ...
+    @property
+    def offload(self) -> NDArray[np.void]: ...
 
 @final
 class RxBurst(Burst):

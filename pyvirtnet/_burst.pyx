@@ -17,11 +17,13 @@ from libc.string cimport memcpy
 
 import numpy as np
 
+from ._layout cimport Header
 from ._pages cimport (
     HEAD_BYTES,
     HEADER_BYTES,
     Frag,
     Store,
+    attach_headers,
     drop_store,
     new_linear_store,
     page_address,
@@ -31,6 +33,8 @@ cnp.import_array()
 
 MIN_FRAME = 14
 MAX_FRAME = 65535
+OFFLOAD = np.dtype([("flags", "u1"), ("gso_type", "u1"), ("hdr_len", "<u2"), ("gso_size", "<u2"),
+                    ("csum_start", "<u2"), ("csum_offset", "<u2")])
 
 cdef bint _making = False  # set while this module makes a burst or a frame: nobody else may
 
@@ -127,6 +131,36 @@ cdef class Burst:
         return _view(self.owner(), self.store.heads + self.start * <Py_ssize_t>self.store.stride,
                      2, shape, strides, cnp.NPY_UINT8,
                      cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
+
+    @property
+    def offload(self):
+        """OFFLOAD[n]: what is left to the device, or was left by it (VIRTIO 1.3, 5.1.6), writable.
+
+        Fields are flags, gso_type, hdr_len, gso_size, csum_start and csum_offset; all zero: nothing
+        is. Sent frames need a port with the features. hdr_len is taken from the frame itself. For
+        frames picked by a mask or by indices it is a read-only copy. Raises MemoryError.
+        """
+        return self._headers()[:, :OFFLOAD.itemsize].view(OFFLOAD)[:, 0]
+
+    cdef object _headers(self):
+        """The frames' virtio headers, uint8[n, 20], as kept in private memory."""
+        cdef cnp.npy_intp shape[2]
+        cdef cnp.npy_intp strides[2]
+        cdef uint8_t *first
+        shape[0], shape[1] = self.store.nframes, sizeof(Header)
+        strides[0], strides[1] = sizeof(Header), 1
+        if not self.count:
+            return np.zeros((0, shape[1]), np.uint8)
+        if self.store.headers == NULL and not attach_headers(self.store):
+            raise MemoryError
+        first = <uint8_t *>self.store.headers
+        if self.index != NULL:
+            rows = _view(self.owner(), first, 2, shape, strides, cnp.NPY_UINT8,
+                         cnp.NPY_ARRAY_ALIGNED)
+            return _frozen(rows[self._indices()])
+        shape[0], strides[0] = self.count, self.step * <Py_ssize_t>sizeof(Header)
+        return _view(self.owner(), first + self.start * <Py_ssize_t>sizeof(Header), 2, shape,
+                     strides, cnp.NPY_UINT8, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
 
     cdef Burst _like(self):
         global _making

@@ -31,6 +31,8 @@ from ._headers cimport (
     be16,
     is_tag,
 )
+from ._layout cimport NetHdr
+from ._offload cimport DATA_VALID, NEEDS_CSUM
 from ._pages cimport Store
 
 import numpy as np
@@ -42,18 +44,8 @@ cdef enum:
     ROUTING = 43
     FRAGMENT = 44
     DESTINATION = 60
+    UDP_CSUM = 6                # offset of the checksum in a UDP header
     EXTENSION = 8               # bytes of the least of them, and their unit
-
-cdef struct Checksum:
-    uint32_t at                 # where in the frame it is; 0: there is none
-    uint16_t stored
-    uint16_t sum                # of all it covers, itself taken as zero
-    bint udp                    # zero means that there is none; a zero is written as 0xFFFF
-
-cdef struct Checksums:
-    Checksum header             # of the IPv4 header
-    Checksum payload            # of what IP carries
-    bint optional               # that of the payload, over IPv4
 
 
 def fix_checksums(Burst burst not None):
@@ -61,7 +53,8 @@ def fix_checksums(Burst burst not None):
 
     VLAN tags (up to two) and IPv6 extension headers are stepped over; payload may lie in
     fragments, bytes behind the IP packet are not summed. A UDP checksum of zero is filled in.
-    Fragments of a datagram get the checksum of their IPv4 header alone.
+    Fragments of a datagram get the checksum of their IPv4 header alone, as do frames that are to be
+    segmented. What `burst.offload` left to the device (NEEDS_CSUM) is made, and the flag cleared.
     A frame whose headers lie about their lengths is left as it is, as is one that is not IP.
     Returns in how many frames a checksum was written.
     """
@@ -69,13 +62,18 @@ def fix_checksums(Burst burst not None):
     cdef Py_ssize_t i, fixed = 0
     cdef Checksums sums
     cdef uint32_t frame
+    cdef bint wrote
     with nogil:
         for i in range(burst.count):
             frame = burst.frame(i)
-            if _find(store, frame, &sums):
+            wrote = store.headers != NULL and _complete(store, frame, &store.headers[frame].net)
+            if find_checksums(store, frame, &sums):
+                if store.headers != NULL and store.headers[frame].net.gso_type:
+                    sums.payload.at = 0  # each segment will have its own
                 _write(store, frame, &sums.header)
                 _write(store, frame, &sums.payload)
-                fixed += sums.header.at != 0 or sums.payload.at != 0
+                wrote = wrote or sums.header.at != 0 or sums.payload.at != 0
+            fixed += wrote
     return fixed
 
 
@@ -83,18 +81,45 @@ def checksums_ok(Burst burst not None):
     """bool[n]: which frames have no wrong checksum, as a receiver takes it.
 
     False for a wrong one and for headers that lie about their lengths; True for frames that have
-    no checksum, or none that `fix_checksums` knows. `burst[checksums_ok(burst)]` are the good.
+    no checksum, none that `fix_checksums` knows, or one that the device vouches for: it verified it
+    (DATA_VALID), or it was never made because the sender is near (NEEDS_CSUM).
+    `burst[checksums_ok(burst)]` are the good.
     """
     cdef Store *store = burst.store
     cdef Py_ssize_t i
     cdef Checksums sums
     cdef cnp.ndarray good = np.empty(burst.count, np.bool_)
+    cdef uint32_t frame
     cdef uint8_t *verdict = <uint8_t *>cnp.PyArray_DATA(good)
     with nogil:
         for i in range(burst.count):
-            verdict[i] = (_find(store, burst.frame(i), &sums) and _is_right(&sums.header, False)
-                          and _is_right(&sums.payload, sums.optional))
+            frame = burst.frame(i)
+            verdict[i] = (
+                find_checksums(store, frame, &sums) and _is_right(&sums.header, False)
+                and (_is_vouched_for(store, frame) or _is_right(&sums.payload, sums.optional)))
     return good
+
+
+cdef bint _is_vouched_for(const Store *store, uint32_t frame) noexcept nogil:
+    return store.headers != NULL and store.headers[frame].net.flags & (NEEDS_CSUM | DATA_VALID) != 0
+
+
+cdef bint _complete(const Store *store, uint32_t frame, NetHdr *header) noexcept nogil:
+    """Make the checksum that a header asks for (5.1.6.2), and ask for it no more."""
+    cdef uint32_t start = header.csum_start, at = start + header.csum_offset
+    cdef uint32_t length = store.lengths[frame]
+    cdef Checksum sum
+    cdef uint64_t total = 0
+    cdef Cursor cursor
+    if header.gso_type or not header.flags & NEEDS_CSUM or at + 2 > length:
+        return False
+    begin(&cursor, store, frame)
+    if not skip(&cursor, start) or not _sum_next(&cursor, length - start, &total):
+        return False
+    sum.at, sum.sum, sum.udp = at, _fold(total), header.csum_offset == UDP_CSUM
+    _write(store, frame, &sum)
+    header.flags, header.csum_start, header.csum_offset = 0, 0, 0
+    return True
 
 
 cdef bint _is_right(const Checksum *sum, bint optional) noexcept nogil:
@@ -107,14 +132,17 @@ cdef bint _is_right(const Checksum *sum, bint optional) noexcept nogil:
 
 cdef void _write(const Store *store, uint32_t frame, const Checksum *sum) noexcept nogil:
     cdef uint16_t value = <uint16_t>~sum.sum
+    if sum.at:
+        write_word(store, frame, sum.at, 0xFFFF if sum.udp and value == 0 else value)
+
+
+cdef void write_word(const Store *store, uint32_t frame, uint32_t at,
+                     uint16_t value) noexcept nogil:
+    """Two bytes of a frame, as they lie in memory."""
     cdef Cursor cursor
     cdef int i
-    if sum.at == 0:
-        return
-    if sum.udp and value == 0:
-        value = 0xFFFF
     begin(&cursor, store, frame)
-    skip(&cursor, sum.at)
+    skip(&cursor, at)
     if cursor.here >= 2:
         memcpy(cursor.at, &value, 2)
         return
@@ -170,7 +198,7 @@ cdef bint _sum_next(Cursor *cursor, uint32_t length, uint64_t *sum) noexcept nog
 
 # ---- headers -----------------------------------------------------------------------------------
 
-cdef bint _find(const Store *store, uint32_t frame, Checksums *sums) noexcept nogil:
+cdef bint find_checksums(const Store *store, uint32_t frame, Checksums *sums) noexcept nogil:
     """Where a frame's checksums are and what they should be. False if it lies about lengths."""
     cdef Cursor cursor
     cdef uint8_t header[ETHERNET]
@@ -272,8 +300,12 @@ cdef bint _find_payload(Cursor *cursor, uint8_t protocol, uint8_t icmp, uint32_t
         sum = _sum_without(header, 4, 2, at, &sums.payload)
     else:
         return True
+    sums.payload.start, sums.payload.end, sums.payload.pseudo = at, at + size, 0
+    sums.payload.bytes = size - ((header[12] >> 4) * 4 if protocol == TCP else least)
     if protocol != ICMP:
-        sum += addresses + htons(protocol) + htons(size)
+        addresses += htons(protocol) + htons(size)
+        sum += addresses
+        sums.payload.pseudo = _fold(addresses)
     if not _sum_next(cursor, size - least, &sum):
         return False
     sums.payload.sum = _fold(sum)

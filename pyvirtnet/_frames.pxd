@@ -17,6 +17,7 @@ cdef class Sender:
     cdef bint _put_frame(self, Frame frame, Py_ssize_t i) except -1
     cdef bint _put_copy(self, item, Py_ssize_t i) except -1
     cdef bint _put_held(self, Store *store, uint32_t frame, Py_ssize_t i) except -1
-    cdef Py_ssize_t _full(self, Py_ssize_t i, Store *store, uint32_t frame) except -1
+    cdef Py_ssize_t _not_put(self, int done, const Store *store, uint32_t frame,
+                             Py_ssize_t i) except -1
     cdef object _foreign(self)
     cdef object _size_error(self, Py_ssize_t i, Py_ssize_t size)

@@ -8,6 +8,18 @@ from libc.stdint cimport uint8_t, uint32_t
 from ._barrier cimport hold
 from ._burst cimport Burst, Frame
 from ._copy cimport as_bytes, copy_in, pages_for
+from ._offload cimport (
+    REFUSED_BARE,
+    REFUSED_CSUM,
+    REFUSED_ECN,
+    REFUSED_FIELD,
+    REFUSED_FLAGS,
+    REFUSED_GSO,
+    REFUSED_GSO_SIZE,
+    REFUSED_HEADERS,
+    REFUSED_SIZE,
+    REFUSED_TYPE,
+)
 from ._pages cimport Store, drop_store, is_ours
 from ._transmit cimport PUT_TAKEN, tx_put, tx_put_linear
 
@@ -15,6 +27,21 @@ from .errors import PortClosed
 
 cdef enum:
     MIN_FRAME = 14              # an Ethernet header
+
+_REFUSED = {
+    REFUSED_FLAGS: "its offload flags are more than NEEDS_CSUM and DATA_VALID",
+    REFUSED_CSUM: "its checksum is still to be made, and this port leaves none to its device: "
+                  'fix_checksums(burst) makes it, open(..., features=["+csum"]) would leave it',
+    REFUSED_FIELD: "csum_start and csum_offset do not lead to a checksum in it",
+    REFUSED_TYPE: "its gso_type is none that there is",
+    REFUSED_GSO: "it is to be segmented, and the device was not asked whether it can: "
+                 "open(..., offloads=True)",
+    REFUSED_BARE: "it is to be segmented, which goes with NEEDS_CSUM (5.1.6.2.1)",
+    REFUSED_GSO_SIZE: "it is to be segmented into segments of gso_size 0",
+    REFUSED_HEADERS: "it is to be segmented, and ends within its headers",
+    REFUSED_ECN: "it is to be segmented, has CWR set, and HOST_ECN was not negotiated: "
+                 "clear the flag, or open(..., offloads=True)",
+}
 
 
 @cython.auto_pickle(False)
@@ -39,30 +66,27 @@ cdef class Sender:
         cdef Store *store = rows.store
         cdef Py_ssize_t i = 0, first
         cdef uint32_t frame
+        cdef int done
         if rows.count == 0:
             return 0
         if not is_ours(store):
             raise self._foreign()
         hold(&store.refs, rows.count)
-        if store.begin == NULL:
+        if store.begin == NULL and store.headers == NULL:
             i = tx_put_linear(&self.tx, store, rows.start, rows.step, rows.index, rows.count)
         first = i
         for i in range(first, rows.count):
             frame = rows.frame(i)
-            if store.lengths[frame] > self.tx.max_frame:
+            done = tx_put(&self.tx, store, frame)
+            if done != PUT_TAKEN:
                 drop_store(store, rows.count - i)
-                raise self._size_error(i, store.lengths[frame])
-            if tx_put(&self.tx, store, frame) != PUT_TAKEN:
-                drop_store(store, rows.count - i)
-                return self._full(i, store, frame)
+                return self._not_put(done, store, frame, i)
         return rows.count
 
     cdef bint _put_frame(self, Frame frame, Py_ssize_t i) except -1:
         cdef Store *store = frame.burst.store
         if not is_ours(store):
             raise self._foreign()
-        if store.lengths[frame.index] > self.tx.max_frame:
-            raise self._size_error(i, store.lengths[frame.index])
         hold(&store.refs, 1)
         return self._put_held(store, frame.index, i)
 
@@ -88,19 +112,30 @@ cdef class Sender:
 
     cdef bint _put_held(self, Store *store, uint32_t frame, Py_ssize_t i) except -1:
         """Frame `i` of the call, of a store that is held for it."""
-        if tx_put(&self.tx, store, frame) == PUT_TAKEN:
+        cdef int done = tx_put(&self.tx, store, frame)
+        if done == PUT_TAKEN:
             return True
         try:
-            self._full(i, store, frame)
+            self._not_put(done, store, frame, i)
         finally:
             drop_store(store, 1)
         return False
 
-    cdef Py_ssize_t _full(self, Py_ssize_t i, Store *store, uint32_t frame) except -1:
-        """Frame `i` found no room: `i` were taken. One that no ring of this size takes raises."""
-        cdef uint32_t frags = store.begin[frame + 1] - store.begin[frame] if store.begin else 0
-        if frags + 1 > self.tx.size:  # an indirect table is no way out (2.7.5.3.1)
-            raise ValueError(f"frame {i} lies in {frags + 1} pieces; the transmit ring of "
+    cdef Py_ssize_t _not_put(self, int done, const Store *store, uint32_t frame,
+                             Py_ssize_t i) except -1:
+        """Frame `i` was refused, which raises, or found no room: `i` were taken.
+
+        One that no ring of this size takes raises, too.
+        """
+        cdef uint32_t pieces = 1 if store.headers == NULL else 2
+        if store.begin != NULL:
+            pieces += store.begin[frame + 1] - store.begin[frame]
+        if done == REFUSED_SIZE:
+            raise self._size_error(i, store.lengths[frame])
+        if done < 0:
+            raise ValueError(f"frame {i} cannot be sent by {self.name}: {_REFUSED[done]}")
+        if pieces > self.tx.size:  # an indirect table is no way out (2.7.5.3.1)
+            raise ValueError(f"frame {i} lies in {pieces} pieces; the transmit ring of "
                              f"{self.name} has {self.tx.size} entries")
         self.tx.stats.full += 1
         return i

@@ -74,4 +74,13 @@ struct vn_net_hdr {
 _Static_assert(sizeof(struct vn_net_hdr) == 12, "5.1.6: twelve bytes on modern devices");
 _Static_assert(offsetof(struct vn_net_hdr, num_buffers) == 10, "5.1.6: num_buffers is last");
 
+/* 5.1.6: with HASH_REPORT */
+struct vn_header {
+    struct vn_net_hdr net;
+    uint32_t hash_value;
+    uint16_t hash_report;
+    uint16_t padding;
+};
+_Static_assert(sizeof(struct vn_header) == 20, "5.1.6: twenty bytes with HASH_REPORT");
+
 #endif

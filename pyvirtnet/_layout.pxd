@@ -36,6 +36,12 @@ cdef extern from "_layout.h" nogil:
         uint16_t csum_offset
         uint16_t num_buffers
 
+    ctypedef struct Header "struct vn_header":
+        NetHdr net
+        uint32_t hash_value
+        uint16_t hash_report
+        uint16_t padding
+
     enum:
         DESC_NEXT "VN_DESC_NEXT"
         DESC_WRITE "VN_DESC_WRITE"

@@ -8,6 +8,8 @@ head slots, the frames' lengths, the fragments in pages, and a count of who stil
 from cpython.ref cimport PyObject
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from ._layout cimport Header
+
 cdef enum:
     PAGE_BYTES = 4096
     # Pages that all begin a 4096-byte boundary share one set of the first-level cache for their
@@ -42,6 +44,7 @@ cdef struct Store:
     uint32_t capacity_class
     uint32_t generation         # forks that this process's line had seen when it was made
     uint8_t *heads              # the first frame's head
+    Header *headers             # private, one a frame; NULL while all are zeroes
     uint32_t *begin             # nframes + 1 indices into frags; NULL while no frame has any
     Frag *frags
     Pool *pool                  # where pages and slots go back to; NULL: nothing to go back
@@ -79,6 +82,7 @@ cdef void give_pages(Pool *pool, const uint32_t *pages, uint32_t count) noexcept
 cdef uint32_t take_slots(Pool *pool, uint32_t want, uint32_t *first) noexcept nogil
 cdef void give_slots(Pool *pool, uint32_t first, uint32_t count) noexcept nogil
 cdef Store *take_store(Pool *pool, uint32_t frames) noexcept nogil
+cdef bint attach_headers(Store *store) noexcept nogil
 cdef bint attach_frags(Store *store, uint32_t frame) noexcept nogil
 cdef void hold_slots(Store *store, uint32_t first, uint32_t count) noexcept nogil
 cdef bint is_ours(const Store *store) noexcept nogil

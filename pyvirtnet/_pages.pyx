@@ -206,6 +206,13 @@ cdef bint attach_frags(Store *store, uint32_t frame) noexcept nogil:
     return True
 
 
+cdef bint attach_headers(Store *store) noexcept nogil:
+    """A private header for each frame, all zeroes. False without memory."""
+    cdef size_t frames = store.nframes if store.pool == NULL else <size_t>1 << store.capacity_class
+    store.headers = <Header *>calloc(max(frames, <size_t>1), sizeof(Header))
+    return store.headers != NULL
+
+
 cdef void hold_slots(Store *store, uint32_t first, uint32_t count) noexcept nogil:
     """The store's heads are `count` head slots of its pool, from `first` on."""
     store.slot, store.nslots = first, count
@@ -221,6 +228,9 @@ cdef void drop_store(Store *store, uint32_t by) noexcept:
     cdef PyObject *owner = store.owner
     if drop(&store.refs, by) != 0:
         return
+    if store.headers != NULL:
+        free(store.headers)
+        store.headers = NULL
     if pool == NULL:
         free(store)
     else:

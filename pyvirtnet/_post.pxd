@@ -17,6 +17,7 @@ cdef struct RxStats:
     uint64_t bytes
     uint64_t buffers
     uint64_t runts              # dropped: shorter than an Ethernet header
+    uint64_t bad_headers        # dropped: offload fields that cannot be
     uint64_t no_pages           # calls that found descriptors without a page to post
     uint64_t no_slots           # calls that found no free head slot
     uint64_t lost               # delivered frames that a reset threw away
@@ -45,6 +46,8 @@ cdef struct RxRing:
     uint64_t *inbox             # used entries as they were read, where the format needs it
     uint32_t threshold          # exposed buffers that are worth a publication
     uint8_t mergeable
+    uint8_t columns             # headers are kept for the burst
+    uint8_t bad_header          # of the frame just received: it is dropped
     uint8_t plain               # headers of 12 bytes: what the fast path takes for granted
     int8_t broken               # 0 or a BROKEN_ code
     uint8_t disordered          # broken as soon as what came before the lie is received

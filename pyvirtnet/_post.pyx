@@ -4,6 +4,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from ._layout cimport DESC_WRITE, Desc
+from ._offload cimport BIT_GUEST_CSUM, BIT_HASH_REPORT, has
 from ._packed cimport packed_init
 from ._pages cimport HEADER_BYTES, NO_PAGE, PAGE_BYTES, Pool, give_pages, take_pages
 from ._ring cimport RingFormat, ring_bell, round_up
@@ -16,7 +17,9 @@ cdef bint rx_create(RxRing *rx, Pool *pool, const RingFormat *format, uint32_t s
     """An empty receive ring of `size` descriptors in `memory`, all of them without a page."""
     cdef uint32_t i
     rx.format, rx.size, rx.pool, rx.mergeable = format[0], size, pool, mergeable
-    rx.header_bytes, rx.plain = format.header_bytes, format.header_bytes == HEADER_BYTES
+    rx.header_bytes = format.header_bytes
+    rx.columns = has(format.features, BIT_GUEST_CSUM) or has(format.features, BIT_HASH_REPORT)
+    rx.plain = rx.header_bytes == HEADER_BYTES and not rx.columns
     rx.lead = HEADER_BYTES - <int32_t>rx.header_bytes
     rx.buffer_bytes = PAGE_BYTES - rx.lead
     rx.buffers, rx.buffers_iova = pool.pages + rx.lead, pool.pages_iova + rx.lead

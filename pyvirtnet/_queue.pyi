@@ -39,6 +39,7 @@ class QueuePair(Sender):
         indirect: bool = False,
         header_bytes: int = 12,
         alignment: int = 0,
+        features: int = 0,
     ) -> None: ...
     def _start(
         self, rx_bell: Doorbell, tx_bell: Doorbell, irq_fd: int, others: Iterable[int] = ()

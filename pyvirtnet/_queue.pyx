@@ -3,12 +3,13 @@
 cimport cython
 
 from cpython.ref cimport Py_INCREF, PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ._barrier cimport enter, leave
 from ._burst cimport Burst, RxBurst, empty_rx_burst, new_rx_burst
 from ._frames cimport Sender
+from ._offload cimport BIT_CSUM, has
 from ._pages cimport (
     HEADER_BYTES,
     PagePool,
@@ -33,6 +34,7 @@ from ._ring cimport (
     RingFormat,
     ring_memory,
     set_bell,
+    table_bytes,
 )
 from ._transmit cimport tx_publish, tx_rewind
 
@@ -91,7 +93,7 @@ cdef class QueuePair(Sender):
     def _set_up(self, PagePool pool not None, size_t rx_offset, uint32_t rx_size, size_t tx_offset,
                 uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0,
                 bint packed=False, bint in_order=False, bint event_idx=False, bint indirect=False,
-                uint8_t header_bytes=HEADER_BYTES, uint32_t alignment=0):
+                uint8_t header_bytes=HEADER_BYTES, uint32_t alignment=0, uint64_t features=0):
         """Two empty rings; the pair was stopped, or was never started. Counters go on."""
         cdef uint8_t *rx_memory
         cdef uint8_t *tx_memory
@@ -101,7 +103,8 @@ cdef class QueuePair(Sender):
         layout = {"packed": packed, "alignment": alignment}
         rx_memory = ring_memory(pool, rx_offset, rx_size, ring_bytes(rx_size, **layout), packed)
         tx_memory = ring_memory(pool, tx_offset, tx_size,
-                                ring_bytes(tx_size, tables=indirect, **layout), packed)
+                                ring_bytes(tx_size, tables=indirect,
+                                           headers=has(features, BIT_CSUM), **layout), packed)
         if not self._let_go():
             raise self._busy("setting up")
         self.stopped = False
@@ -109,7 +112,9 @@ cdef class QueuePair(Sender):
         format.packed, format.in_order = packed, in_order
         format.event_idx, format.indirect = event_idx, indirect
         format.header_bytes, format.alignment = header_bytes, alignment
+        format.features = features
         format.ring_bytes = ring_bytes(tx_size, **layout)
+        format.table_bytes = table_bytes(tx_size, indirect)
         rx_create(&self.rx, &pool.pool, &format, rx_size, rx_memory, start, mergeable)
         tx_create(&self.tx, &format, tx_size, tx_memory, pool.region.iova + tx_offset, start,
                   max_frame)
@@ -493,6 +498,7 @@ cdef class QueuePair(Sender):
             "rx_bytes": self.rx.stats.bytes,
             "rx_buffers": self.rx.stats.buffers,
             "rx_runts": self.rx.stats.runts,
+            "rx_bad_headers": self.rx.stats.bad_headers,
             "rx_no_pages": self.rx.stats.no_pages,
             "rx_no_slots": self.rx.stats.no_slots,
             "rx_lost": self.rx.stats.lost,

@@ -4,7 +4,8 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ._barrier cimport copy_head, peek, prefetch
-from ._layout cimport DESC_WRITE, NetHdr
+from ._layout cimport DESC_WRITE, Header, NetHdr
+from ._offload cimport header_received
 from ._packed cimport packed_expose, packed_scan
 from ._pages cimport (
     HEAD_BYTES,
@@ -16,6 +17,7 @@ from ._pages cimport (
     Frag,
     Store,
     attach_frags,
+    attach_headers,
     give_pages,
 )
 from ._post cimport NEVER, RxRing, buffer_address, rx_expose, rx_queue_up
@@ -137,6 +139,20 @@ cdef int _claim(RxRing *rx, Vq *vq, uint16_t first, uint32_t count,
     return 0
 
 
+cdef bint _take_header(RxRing *rx, Header *header, uint32_t count) noexcept nogil:
+    """Copy the header of the claimed buffers, and check it. A bad one's frame becomes empty."""
+    cdef uint32_t i, length = 0
+    cdef uint8_t *buffer = buffer_address(rx, rx.page_of[<uint32_t>rx.claimed[0]])
+    memcpy(header, buffer, min(rx.header_bytes, <uint32_t>sizeof(Header)))
+    for i in range(count):
+        length += <uint32_t>(rx.claimed[i] >> 32)
+    if header_received(&header.net, rx.format.features, length - rx.header_bytes):
+        return True
+    for i in range(count):
+        rx.claimed[i] = <uint32_t>rx.claimed[i] | <uint64_t>(0 if i else rx.header_bytes) << 32
+    return False
+
+
 cdef void _merge(RxRing *rx, Vq *vq, Store *store, uint32_t n, uint32_t count) noexcept nogil:
     """The `count` claimed buffers become frame `n`.
 
@@ -253,7 +269,8 @@ cdef int _receive(RxRing *rx, Vq *vq, Store *store, uint32_t want,
             break
         taken += count
         if store.lengths[n] < MIN_FRAME:  # all of it lies in the head: nothing to take back
-            rx.stats.runts += 1
+            rx.stats.bad_headers += rx.bad_header
+            rx.stats.runts += not rx.bad_header
             continue
         rx.stats.bytes += store.lengths[n]
         n += 1
@@ -278,7 +295,10 @@ cdef uint32_t _receive_one(RxRing *rx, Vq *vq, Store *store, uint32_t n, uint16_
         count = _buffers(buffer_address(rx, rx.page_of[<uint32_t>entry]))
     if store.begin == NULL and not attach_frags(store, n):
         return 0
+    if rx.columns and store.headers == NULL and not attach_headers(store):
+        return 0
     if _claim(rx, vq, first, count, pending):
         return 0
+    rx.bad_header = rx.columns and not _take_header(rx, &store.headers[n], count)
     _merge(rx, vq, store, n, count)
     return count

@@ -29,6 +29,8 @@ cdef struct TxRing:
     uint32_t id_mask            # of free_ids
     uint8_t *tables             # indirect, one an id; NULL if there are none
     uint64_t tables_iova
+    uint8_t *headers            # one an id, where CSUM was negotiated; of frames that need one
+    uint64_t headers_iova
     InFlight *in_flight
     uint16_t *next              # private copy of the chains
     uint16_t *free_ids          # a ring: ids come back in the order of their completion, so that

@@ -2,6 +2,7 @@
 
 from libc.stdlib cimport calloc, free
 
+from ._offload cimport BIT_CSUM, has
 from ._packed cimport packed_init, packed_is_used, packed_skip
 from ._pages cimport HEADER_BYTES, Store, drop_store
 from ._ring cimport BROKEN_ID, BROKEN_INDEX, BROKEN_REPEAT, RingFormat, round_up
@@ -31,6 +32,10 @@ cdef bint tx_create(TxRing *tx, const RingFormat *format, uint32_t size, uint8_t
     if format.indirect:
         tx.tables = memory + format.ring_bytes
         tx.tables_iova = memory_iova + format.ring_bytes
+    tx.headers = NULL
+    if has(format.features, BIT_CSUM):
+        tx.headers = memory + format.ring_bytes + format.table_bytes
+        tx.headers_iova = memory_iova + format.ring_bytes + format.table_bytes
     tx.in_flight = <InFlight *>calloc(size, sizeof(InFlight))
     tx.next = <uint16_t *>calloc(size, sizeof(uint16_t))
     tx.free_ids = <uint16_t *>calloc(ids, sizeof(uint16_t))

@@ -21,6 +21,7 @@ cdef enum:
 cdef enum:
     TABLE_ENTRIES = 18          # of an indirect table: the head and 17 pages, 65535 bytes
     TABLE_BYTES = 16 * TABLE_ENTRIES
+    HEADER_ROOM = 32            # for a virtio header, where one is not all zeroes
 
 cdef enum:
     BELL_MMIO16 = 0
@@ -43,7 +44,9 @@ cdef struct RingFormat:
     uint8_t indirect
     uint8_t header_bytes        # of the virtio header, 5.1.6: 10, 12 or 20
     uint32_t alignment          # of the device area, for legacy devices
-    size_t ring_bytes           # of the ring itself; indirect tables lie behind it
+    uint64_t features           # negotiated
+    size_t ring_bytes           # of the ring itself; behind it lie indirect tables, if any,
+    size_t table_bytes          # and headers, if CSUM was negotiated
 
 
 cdef inline void ring_bell(Bell *bell, uint16_t position) noexcept nogil:
@@ -69,6 +72,7 @@ cdef inline uint32_t round_up(uint32_t size) noexcept nogil:
     return power
 
 
+cdef size_t table_bytes(uint32_t size, bint tables)
 cdef object set_bell(Bell *bell, doorbell)
 cdef uint8_t *ring_memory(PagePool pool, size_t offset, uint32_t size, size_t needed,
                           bint packed) except NULL

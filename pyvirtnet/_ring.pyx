@@ -7,13 +7,16 @@ from ._pages cimport PagePool
 from ._split cimport split_bytes, split_device_offset, split_driver_offset
 
 
-def ring_bytes(uint32_t size, *, bint packed=False, bint tables=False, uint32_t alignment=0):
-    """Bytes of a virtqueue of `size` descriptors, with an indirect table for each or without.
+def ring_bytes(uint32_t size, *, bint packed=False, bint tables=False, bint headers=False,
+               uint32_t alignment=0):
+    """Bytes of a virtqueue of `size` descriptors, with an indirect table, a header for each.
 
     `alignment` is that of the device area and of the whole, for legacy devices.
     """
+    cdef size_t unit = alignment or 128
     cdef size_t ring = packed_bytes(size) if packed else split_bytes(size, alignment)
-    return _align(_align(ring, 128) + _tables(size, tables), alignment or 128)
+    ring = _align(ring, unit) + table_bytes(size, tables)
+    return _align(ring + (<size_t>size * HEADER_ROOM if headers else 0), unit)
 
 
 def ring_parts(uint32_t size, *, bint packed=False, uint32_t alignment=0):
@@ -27,7 +30,7 @@ cdef size_t _align(size_t size, size_t unit):
     return (size + unit - 1) & ~(unit - 1)
 
 
-cdef size_t _tables(uint32_t size, bint tables):
+cdef size_t table_bytes(uint32_t size, bint tables):
     return _align(<size_t>size * TABLE_BYTES, 128) if tables else 0
 
 

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t
 from ._pages cimport Store
 from ._reclaim cimport TxRing
 
-cdef enum:
+cdef enum:                      # or a REFUSED_ code of _offload
     PUT_FULL = 0
     PUT_TAKEN = 1
 

@@ -1,12 +1,14 @@
 """Frames put into a transmit ring, published together, taken back if a call fails."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
-from ._layout cimport DESC_INDIRECT, DESC_NEXT, Desc
+from ._layout cimport DESC_INDIRECT, DESC_NEXT, Desc, Header
+from ._offload cimport MOST_SEGMENTED, REFUSED_SIZE, header_to_send
 from ._packed cimport packed_expose, packed_rewind
 from ._pages cimport HEADER_BYTES, Frag, Store, drop_store, page_iova
 from ._reclaim cimport InFlight, TxRing, tx_free
-from ._ring cimport TABLE_BYTES, TABLE_ENTRIES, ring_bell
+from ._ring cimport HEADER_ROOM, TABLE_BYTES, TABLE_ENTRIES, ring_bell
 from ._split cimport SplitVq, split_expose
 from ._virtqueue cimport Vq, vq_keep, vq_kick_data, vq_publish, vq_unpublished
 
@@ -14,18 +16,21 @@ cdef enum:
     INDIRECT_FROM = 3           # pieces of a frame from which on a table pays
 
 
-cdef inline uint16_t _take_id(TxRing *tx) noexcept nogil:
-    cdef uint16_t id = tx.free_ids[tx.free_head & tx.id_mask]
-    tx.free_head += 1
-    return id
+cdef inline uint16_t _next_id(const TxRing *tx) noexcept nogil:
+    return tx.free_ids[tx.free_head & tx.id_mask]
 
 
-cdef inline void _fly(TxRing *tx, uint32_t id, Store *store, uint32_t length, uint32_t ids,
-                      uint32_t descriptors) noexcept nogil:
+cdef inline void _fly(TxRing *tx, uint16_t id, Store *store, uint32_t length) noexcept nogil:
     """Id `id` stands for a frame of `store` from now on."""
-    cdef InFlight *flight = &tx.in_flight[id]
-    flight.store, flight.length = store, length
-    flight.ids, flight.descriptors = ids, descriptors
+    tx.in_flight[id].store, tx.in_flight[id].length = store, length
+
+
+cdef inline uint16_t _take_id(TxRing *tx, uint32_t ids, uint32_t descriptors) noexcept nogil:
+    """The next free id, for a frame that takes so many ids and descriptors."""
+    cdef uint16_t id = _next_id(tx)
+    tx.free_head += 1
+    tx.in_flight[id].ids, tx.in_flight[id].descriptors = ids, descriptors
+    return id
 
 
 cdef inline void _describe(Desc *desc, uint64_t addr, uint32_t length, uint16_t flags,
@@ -33,53 +38,95 @@ cdef inline void _describe(Desc *desc, uint64_t addr, uint32_t length, uint16_t 
     desc.addr, desc.len, desc.flags, desc.next = addr, length, flags, next
 
 
-cdef int tx_put(TxRing *tx, Store *store, uint32_t frame) noexcept nogil:
-    """Expose one frame of a store, unpublished, or find the ring full.
+cdef struct Pieces:             # of a frame, in their order
+    const Store *store
+    uint32_t count
+    uint32_t leading            # before the fragments: header and head, together or apart
+    uint64_t[2] addr
+    uint32_t[2] length
+    uint32_t frag               # the first fragment
 
-    Header and head are adjacent, one piece; each fragment is one more. A piece is a descriptor, of
-    the ring or of an indirect table. The caller holds the store once for it.
+
+cdef int tx_put(TxRing *tx, Store *store, uint32_t frame) noexcept nogil:
+    """Expose one frame of a store, unpublished; find the ring full; or refuse what is no frame.
+
+    Header and head are adjacent, one piece, unless the header is not all zeroes: then it is a piece
+    of its own. Each fragment is one more. A piece is a descriptor, of the ring or of an indirect
+    table. The caller holds the store once for it.
     """
-    cdef uint32_t first = 0, end = 0, pieces, most = min(<uint32_t>TABLE_ENTRIES, tx.size)
+    cdef Header header
+    cdef Pieces pieces
+    cdef uint32_t most = min(<uint32_t>TABLE_ENTRIES, tx.size), limit = tx.max_frame
+    cdef int own = 0
     cdef bint indirect
-    if store.begin != NULL:
-        first, end = store.begin[frame], store.begin[frame + 1]
-    pieces = 1 + end - first
-    indirect = tx.tables != NULL and INDIRECT_FROM <= pieces <= most
-    if tx_free(tx) < (1 if indirect else pieces):
+    if store.headers != NULL:
+        memset(&header, 0, sizeof(Header))
+        own = header_to_send(store, frame, tx.format.features, &header.net)
+        if own < 0:
+            return own
+        if own and header.net.gso_type:
+            limit = MOST_SEGMENTED
+    if store.lengths[frame] > limit:
+        return REFUSED_SIZE
+    _cut(tx, store, frame, own, &pieces)
+    indirect = tx.tables != NULL and INDIRECT_FROM <= pieces.count <= most
+    if tx_free(tx) < (1 if indirect else pieces.count):
         return PUT_FULL
+    if own:
+        memcpy(tx.headers + <size_t>_next_id(tx) * HEADER_ROOM, &header, sizeof(Header))
+    _fly(tx, _next_id(tx), store, store.lengths[frame])
     if indirect:
-        _put_indirect(tx, store, frame, pieces)
+        _put_indirect(tx, &pieces)
     elif tx.format.packed:
-        _put_packed(tx, store, frame, pieces)
+        _put_packed(tx, &pieces)
     else:
-        _put_split(tx, store, frame, pieces)
+        _put_split(tx, &pieces)
     tx.stats.frames += 1
     tx.stats.bytes += store.lengths[frame]
     return PUT_TAKEN
 
 
-cdef inline uint64_t _piece(const TxRing *tx, const Store *store, uint32_t frame, uint32_t i,
-                            uint32_t *length) noexcept nogil:
+cdef inline void _cut(const TxRing *tx, const Store *store, uint32_t frame, bint own,
+                      Pieces *pieces) noexcept nogil:
+    """The pieces of a frame that will have the next free id; its header is its `own`, or zero."""
+    cdef uint64_t head = store.header_iova + <uint64_t>frame * store.stride
+    cdef uint32_t linear = min(store.lengths[frame], store.head_room)
+    pieces.store = store
+    if own:
+        pieces.leading = 2
+        pieces.addr[0] = tx.headers_iova + <uint64_t>_next_id(tx) * HEADER_ROOM
+        pieces.length[0] = tx.header_bytes
+        pieces.addr[1], pieces.length[1] = head + HEADER_BYTES, linear
+    else:
+        pieces.leading = 1
+        pieces.addr[0], pieces.length[0] = head + tx.lead, tx.header_bytes + linear
+    pieces.count = pieces.leading
+    if store.begin != NULL:
+        pieces.frag = store.begin[frame]
+        pieces.count += store.begin[frame + 1] - pieces.frag
+
+
+cdef inline uint64_t _piece(const Pieces *pieces, uint32_t i, uint32_t *length) noexcept nogil:
     """Where piece `i` of a frame lies for the device, and how long it is."""
-    cdef Frag *frag
-    if i == 0:
-        length[0] = tx.header_bytes + min(store.lengths[frame], store.head_room)
-        return store.header_iova + tx.lead + <uint64_t>frame * store.stride
-    frag = &store.frags[store.begin[frame] + i - 1]
+    cdef const Frag *frag
+    if i < pieces.leading:
+        length[0] = pieces.length[i]
+        return pieces.addr[i]
+    frag = &pieces.store.frags[pieces.frag + i - pieces.leading]
     length[0] = frag.length
-    return page_iova(store.pool, frag.page) + frag.offset
+    return page_iova(pieces.store.pool, frag.page) + frag.offset
 
 
-cdef void _put_split(TxRing *tx, Store *store, uint32_t frame, uint32_t pieces) noexcept nogil:
+cdef void _put_split(TxRing *tx, const Pieces *pieces) noexcept nogil:
     """One descriptor a piece, chained."""
-    cdef uint16_t head = _take_id(tx), id = head, next
+    cdef uint16_t head = _take_id(tx, pieces.count, pieces.count), id = head, next
     cdef uint32_t i, length
     cdef uint64_t addr
-    _fly(tx, head, store, store.lengths[frame], pieces, pieces)
-    for i in range(pieces):
-        addr = _piece(tx, store, frame, i, &length)
-        if i + 1 < pieces:
-            next = _take_id(tx)
+    for i in range(pieces.count):
+        addr = _piece(pieces, i, &length)
+        if i + 1 < pieces.count:
+            next = _next_id(tx)
+            tx.free_head += 1
             _describe(&tx.split.desc[id], addr, length, DESC_NEXT, next)
             tx.next[id] = id = next
         else:
@@ -87,33 +134,31 @@ cdef void _put_split(TxRing *tx, Store *store, uint32_t frame, uint32_t pieces) 
     split_expose(&tx.split, head)
 
 
-cdef void _put_packed(TxRing *tx, Store *store, uint32_t frame, uint32_t pieces) noexcept nogil:
+cdef void _put_packed(TxRing *tx, const Pieces *pieces) noexcept nogil:
     """One descriptor a piece, one behind the other, all with the frame's id."""
-    cdef uint16_t id = _take_id(tx)
+    cdef uint16_t id = _take_id(tx, 1, pieces.count)
     cdef uint32_t i, length
     cdef uint64_t addr
-    _fly(tx, id, store, store.lengths[frame], 1, pieces)
-    for i in range(pieces):
-        addr = _piece(tx, store, frame, i, &length)
-        packed_expose(&tx.packed, id, addr, length, DESC_NEXT if i + 1 < pieces else 0)
+    for i in range(pieces.count):
+        addr = _piece(pieces, i, &length)
+        packed_expose(&tx.packed, id, addr, length, DESC_NEXT if i + 1 < pieces.count else 0)
 
 
-cdef void _put_indirect(TxRing *tx, Store *store, uint32_t frame, uint32_t pieces) noexcept nogil:
+cdef void _put_indirect(TxRing *tx, const Pieces *pieces) noexcept nogil:
     """All pieces in a table, and one descriptor for it (2.7.5.3, 2.8.8)."""
-    cdef uint16_t id = _take_id(tx)
+    cdef uint16_t id = _take_id(tx, 1, 1)
     cdef Desc *table = <Desc *>(tx.tables + <size_t>id * TABLE_BYTES)
     cdef uint64_t table_iova = tx.tables_iova + <uint64_t>id * TABLE_BYTES, addr
     cdef uint32_t i, length
     cdef bint more
-    _fly(tx, id, store, store.lengths[frame], 1, 1)
-    for i in range(pieces):
-        addr = _piece(tx, store, frame, i, &length)
-        more = i + 1 < pieces and not tx.format.packed  # 2.8.8: entries follow one another
+    for i in range(pieces.count):
+        addr = _piece(pieces, i, &length)
+        more = i + 1 < pieces.count and not tx.format.packed  # 2.8.8: entries follow one another
         _describe(&table[i], addr, length, DESC_NEXT if more else 0, i + 1 if more else 0)
     if tx.format.packed:
-        packed_expose(&tx.packed, id, table_iova, 16 * pieces, DESC_INDIRECT)
+        packed_expose(&tx.packed, id, table_iova, 16 * pieces.count, DESC_INDIRECT)
     else:
-        _describe(&tx.split.desc[id], table_iova, 16 * pieces, DESC_INDIRECT, 0)
+        _describe(&tx.split.desc[id], table_iova, 16 * pieces.count, DESC_INDIRECT, 0)
         split_expose(&tx.split, id)
 
 

@@ -14,9 +14,18 @@ from ._queue import QueuePair
 from .control import Control
 from .errors import DeviceBroken, Error, FeatureMissing, NotVirtioNet, PortClosed
 from .memory import PortMemory
-from .negotiate import Features, negotiate, parse
+from .negotiate import SEGMENTS, Features, negotiate, parse
 from .nic import Mac
-from .spec import MAX_FRAME, MAX_PAIRS, MAX_SPLIT_QUEUE, PAGE, Feature, NetConfig, Status
+from .spec import (
+    MAX_FRAME,
+    MAX_PAIRS,
+    MAX_SEGMENTED,
+    MAX_SPLIT_QUEUE,
+    PAGE,
+    Feature,
+    NetConfig,
+    Status,
+)
 from .transport.base import Doorbell, Transport, check_status
 from .wakeup import WakeUp
 
@@ -107,6 +116,9 @@ class BringUp:
             # 5.1.4.2: with MTU accepted, there would have to be buffers for such a frame
             features = negotiate(device.offered_features(), self._wanted - {Feature.MTU})
             self._features, mtu = features, None
+        if most * PAGE < MAX_SEGMENTED + NET_HEADER and SEGMENTS & features.negotiated:
+            features = negotiate(device.offered_features(), features.wanted - SEGMENTS)
+            self._features = features
         self._mtu = DEFAULT_MTU if mtu is None else mtu
         self._max_frame = MAX_FRAME if mtu is None else min(MAX_FRAME, mtu + ETHERNET_HEADER)
         self._claim_pairs(features)
@@ -188,6 +200,7 @@ class BringUp:
             "in_order": Feature.IN_ORDER in negotiated,
             "event_idx": Feature.EVENT_IDX in negotiated,
             "indirect": Feature.INDIRECT_DESC in negotiated,
+            "features": self._features.bits,
             "header_bytes": NET_HEADER if mergeable else device.plain_header_bytes,
             "alignment": device.ring_alignment,
         }

@@ -10,6 +10,7 @@ from . import dma
 from ._pages import PagePool
 from ._ring import ring_bytes, ring_parts
 from .control import CONTROL_BYTES
+from .spec import Feature
 from .transport.base import QueueAddresses
 
 PAGES_PER_ENTRY = 3  # one with the device, one in a burst, one on its way out again
@@ -58,8 +59,11 @@ class PortMemory:
         return sum(pool.free_pages for pool in self.pools)
 
     def _ring_bytes(self, index: int) -> int:
-        tables = bool(index % 2) and self.format["indirect"]  # of transmit rings only
-        return ring_bytes(self.sizes[index], tables=tables, **self._layout)
+        extras: dict[str, bool] = {}  # of transmit rings only
+        if index % 2:
+            extras["tables"] = self.format["indirect"]
+            extras["headers"] = bool(self.format["features"] >> Feature.CSUM & 1)
+        return ring_bytes(self.sizes[index], **extras, **self._layout)
 
     def _pool_size(self, ring: int, pages: int | None) -> tuple[int, int]:
         """Pages and head slots of a queue pair."""

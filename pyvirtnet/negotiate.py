@@ -36,12 +36,46 @@ SUPPORTED = frozenset(
         Feature.INDIRECT_DESC,
         Feature.ORDER_PLATFORM,
         Feature.NOTIFICATION_DATA,
+        Feature.CSUM,
+        Feature.HOST_TSO4,
+        Feature.HOST_TSO6,
+        Feature.HOST_ECN,
+        Feature.HOST_USO,
+        Feature.GUEST_CSUM,
+        Feature.GUEST_TSO4,
+        Feature.GUEST_TSO6,
+        Feature.GUEST_ECN,
+        Feature.GUEST_USO4,
+        Feature.GUEST_USO6,
+        Feature.GUEST_HDRLEN,
     }
+)
+
+# What a device can do of a packet's checksums and segmentation: `open(offloads=True)`
+OFFLOADS = frozenset(
+    {
+        Feature.CSUM,
+        Feature.HOST_TSO4,
+        Feature.HOST_TSO6,
+        Feature.HOST_ECN,
+        Feature.HOST_USO,
+        Feature.GUEST_CSUM,
+        Feature.GUEST_TSO4,
+        Feature.GUEST_TSO6,
+        Feature.GUEST_ECN,
+        Feature.GUEST_USO4,
+        Feature.GUEST_USO6,
+        Feature.GUEST_HDRLEN,
+    }
+)
+SEGMENTS = frozenset(
+    {Feature.GUEST_TSO4, Feature.GUEST_TSO6, Feature.GUEST_USO4, Feature.GUEST_USO6}
 )
 
 # Wanted only where they are asked for: with CTRL_VLAN a device starts to drop tagged frames
 # (5.1.6.5.3), which nobody expects of a port that was just opened.
-ON_REQUEST = frozenset({Feature.CTRL_VLAN})
+# With offloads, frames come with checksums that are not made yet, and as large as 64 KiB.
+ON_REQUEST = frozenset({Feature.CTRL_VLAN}) | OFFLOADS
 
 # 5.1.3.1: a feature and those it cannot be accepted without, or would be of no use.
 _COMMANDS = (
@@ -59,6 +93,15 @@ _COMMANDS = (
 )
 REQUIRES: dict[Feature, frozenset[Feature]] = {
     **dict.fromkeys(_COMMANDS, frozenset({Feature.CTRL_VQ})),
+    **dict.fromkeys(SEGMENTS, frozenset({Feature.GUEST_CSUM, Feature.MRG_RXBUF})),
+    Feature.HOST_TSO4: frozenset({Feature.CSUM}),
+    Feature.HOST_TSO6: frozenset({Feature.CSUM}),
+    Feature.HOST_USO: frozenset({Feature.CSUM}),
+}
+REQUIRES_ONE: dict[Feature, frozenset[Feature]] = {
+    Feature.GUEST_ECN: frozenset({Feature.GUEST_TSO4, Feature.GUEST_TSO6}),
+    Feature.HOST_ECN: frozenset({Feature.HOST_TSO4, Feature.HOST_TSO6}),
+    Feature.GUEST_HDRLEN: frozenset({Feature.HOST_TSO4, Feature.HOST_TSO6, Feature.HOST_USO}),
 }
 
 
@@ -101,6 +144,11 @@ def parse(switches: Iterable[str]) -> frozenset[Feature]:
     return frozenset(wanted)
 
 
+def _has_what_it_requires(feature: Feature, agreed: frozenset[Feature]) -> bool:
+    one = REQUIRES_ONE.get(feature)
+    return REQUIRES.get(feature, frozenset()) <= agreed and (one is None or bool(one & agreed))
+
+
 def negotiate(offered_bits: int, wanted: frozenset[Feature] = SUPPORTED) -> Features:
     """The features both sides have, without those whose prerequisites are missing (2.2.1)."""
     offered = frozenset(feature for feature in Feature if offered_bits >> feature & 1)
@@ -111,6 +159,6 @@ def negotiate(offered_bits: int, wanted: frozenset[Feature] = SUPPORTED) -> Feat
             "in QEMU, give it disable-legacy=on,disable-modern=off",
         )
     agreed = offered & wanted
-    while spoilt := {f for f in agreed if not REQUIRES.get(f, frozenset()) <= agreed}:
+    while spoilt := {feature for feature in agreed if not _has_what_it_requires(feature, agreed)}:
         agreed -= spoilt
     return Features(offered, wanted, agreed, offered_bits)

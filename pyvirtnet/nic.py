@@ -29,7 +29,8 @@ class Stats:
     """Counters since the port was opened. They are never reset, and they add up.
 
     Every frame the device delivered is in rx_frames, in rx_runts (shorter than an Ethernet header,
-    dropped) or in rx_lost (in the ring when it was reset). rx_buffers are ring entries: pages
+    dropped), in rx_bad_headers (offload fields that cannot be, dropped) or in rx_lost (in the ring
+    when it was reset). rx_buffers are ring entries: pages
     merged into those frames. rx_no_pages and rx_no_slots count calls that found no free page to
     post or no free head slot: views hold them. Every frame in tx_frames is in tx_reclaimed, in
     port.tx_pending or in tx_lost (the device had it at a reset; it may have been sent). tx_full
@@ -40,6 +41,7 @@ class Stats:
     rx_bytes: int
     rx_buffers: int
     rx_runts: int
+    rx_bad_headers: int
     rx_no_pages: int
     rx_no_slots: int
     rx_lost: int

@@ -14,9 +14,9 @@ from .arena import arena
 from .control import Events, Filters, Tuning
 from .errors import Error, PortClosed
 from .life import Life
-from .negotiate import Features, parse
+from .negotiate import OFFLOADS, Features, parse
 from .nic import Link, Stats
-from .spec import LINK_UP, MAX_FRAME, MIN_FRAME, Feature, NetConfig
+from .spec import LINK_UP, MAX_SEGMENTED, MIN_FRAME, Feature, NetConfig
 from .transport import open_transport
 from .transport.base import Transport
 
@@ -27,6 +27,7 @@ def open(
     ring_size: int | None = None,
     pages: int | None = None,
     features: Iterable[str] = (),
+    offloads: bool = False,
     reconnect: bool | float = False,
     noiommu: bool = False,
     queue_pairs: int = 1,
@@ -39,13 +40,16 @@ def open(
     ring_size   entries of each ring, a power of two; the device's own size if not given
     pages       receive pages of 4096 bytes, of each queue pair; 3 a ring entry if not given
     features    switches such as "-mrg_rxbuf" for a feature that is not to be used
+    offloads    leave checksums and segmentation to the device, as `burst.offload` says, and take
+                frames whose checksums are not made yet, of up to 64 KiB; what of it the device can
+                do is in `port.features.negotiated`. features=["+csum"] and the like ask for less
     reconnect   a vhost-user back end may go and come back: until it does, for ever or for so many
                 seconds, nothing is received and send_burst takes nothing
     noiommu     a device that no IOMMU holds back may be opened too, by root: it can then read and
                 write all of the machine's memory; "0000:00:04.0?noiommu=on" says the same
     queue_pairs receive and transmit queues, each with rings and pages of its own: `port.queues`
     """
-    wanted = parse(features)
+    wanted = parse([*(feature.name for feature in OFFLOADS if offloads), *features])
     transport = open_transport(address, noiommu=noiommu)
     try:
         return Port(
@@ -124,9 +128,9 @@ class Port(Life, Awaited, Filters, Tuning, Events):
         Any port can send it. Raises ValueError, OutOfMemory, MemlockLimit.
         """
         n, size = operator.index(n), operator.index(size)
-        if n < 1 or not MIN_FRAME <= size <= MAX_FRAME:
+        if n < 1 or not MIN_FRAME <= size <= MAX_SEGMENTED:
             raise ValueError(
-                f"alloc_burst takes at least one frame, of {MIN_FRAME} to {MAX_FRAME} bytes"
+                f"alloc_burst takes at least one frame, of {MIN_FRAME} to {MAX_SEGMENTED} bytes"
             )
         if self._closed:
             raise PortClosed(f"{self.name} is closed", mend="open the port again")

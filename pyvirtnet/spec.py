@@ -8,6 +8,7 @@ PCI_DEVICE_NET_TRANSITIONAL = 0x1000  # 4.1.2.1
 
 PAGE = 4096  # bytes of a receive buffer
 MAX_FRAME = 65535  # bytes; largest frame taken or delivered
+MAX_SEGMENTED = 65589  # bytes, 5.1.6.3.1; of a frame that is to be segmented
 MIN_FRAME = 14  # bytes; an Ethernet header
 MAX_SPLIT_QUEUE = 32768  # 2.7
 
@@ -72,6 +73,23 @@ class Feature(IntEnum):
     RSC_EXT = 61
     STANDBY = 62
     SPEED_DUPLEX = 63
+
+
+class HeaderFlag(IntFlag):
+    """flags of a virtio header, 5.1.6: of `burst.offload`."""
+
+    NEEDS_CSUM = 1
+    DATA_VALID = 2
+
+
+class Gso(IntEnum):
+    """gso_type of a virtio header, 5.1.6: what a frame is to be segmented as."""
+
+    NONE = 0
+    TCPV4 = 1
+    TCPV6 = 4
+    UDP_L4 = 5
+    ECN = 0x80  # beside one of TCP
 
 
 class PciCap(IntEnum):

@@ -26,7 +26,8 @@ def page_of(nic: Nic, fragment: Any) -> int:
     packed, tables = info["ring_format"] == "packed", "indirect_desc" in info["features"]
     receive, transmit = info["ring_sizes"]
     rings = ring_bytes(receive, packed=packed)
-    rings += ring_bytes(transmit, packed=packed, tables=tables)
+    headers = "csum" in info["features"]
+    rings += ring_bytes(transmit, packed=packed, tables=tables, headers=headers)
     first = pool.region.address + rings + _SLOT * pool.slots + _LEAD
     page, offset = divmod(fragment.ctypes.data - first, _STRIDE)
     assert 0 <= page < pool.pages, "a fragment outside the pool"

@@ -365,7 +365,7 @@ def test_lengths_of_a_tx_burst(nic):
     assert burst.lengths.tolist() == [20, 30, 40, 50]
 
 
-@pytest.mark.parametrize(("n", "size"), [(0, 60), (-1, 60), (1, 13), (1, 65536), (1, -60)])
+@pytest.mark.parametrize(("n", "size"), [(0, 60), (-1, 60), (1, 13), (1, 65590), (1, -60)])
 def test_impossible_tx_bursts(port, n, size):
     with pytest.raises(ValueError):
         port.alloc_burst(n, size)

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
 
-from . import layout
-from .layout import CSUM, ETHERNET_HEADER, LARGEST_FRAME, NEEDS_CSUM, NET_HEADER
+from .checksum import Transport, transport
+from .layout import (
+    CSUM,
+    ETHERNET_HEADER,
+    GSO_ECN,
+    GSO_NONE,
+    GSO_TCPV4,
+    GSO_TCPV6,
+    GSO_UDP,
+    GSO_UDP_L4,
+    GUEST_HDRLEN,
+    HOST_ECN,
+    HOST_TSO4,
+    HOST_TSO6,
+    HOST_UFO,
+    HOST_USO,
+    LARGEST_FRAME,
+    NEEDS_CSUM,
+    NET_HEADER,
+)
 from .violation import Violation, Where, words
 
 _SECTION = "5.1.6.2.1"
 _SIZE = NET_HEADER.size
 _BLANK = bytes(_SIZE)
 _GSO_NEEDS = {
-    layout.GSO_TCPV4: layout.HOST_TSO4,
-    layout.GSO_TCPV6: layout.HOST_TSO6,
-    layout.GSO_UDP: layout.HOST_UFO,
-    layout.GSO_UDP_L4: layout.HOST_USO,
+    GSO_TCPV4: HOST_TSO4,
+    GSO_TCPV6: HOST_TSO6,
+    GSO_UDP: HOST_UFO,
+    GSO_UDP_L4: HOST_USO,
 }
+
+
+class Fields(NamedTuple):
+    """Those of a virtio header, in their order."""
+
+    flags: int
+    gso_type: int
+    hdr_len: int
+    gso_size: int
+    start: int
+    offset: int
+    buffers: int
 
 
 def check_transmitted(data: bytes, features: int, mtu: int | None, where: Where) -> None:
@@ -26,7 +57,7 @@ def check_transmitted(data: bytes, features: int, mtu: int | None, where: Where)
         limits = f"{ETHERNET_HEADER} to {LARGEST_FRAME} bytes"
         raise Violation(f"a frame has {limits}", "5.1.6.2", f"{words(where)}: {frame} bytes")
     blank = data.startswith(_BLANK)
-    segmented = not blank and data[1] & ~layout.GSO_ECN != layout.GSO_NONE
+    segmented = not blank and data[1] & ~GSO_ECN != GSO_NONE
     if mtu is not None and frame > mtu + ETHERNET_HEADER and not segmented:
         seen = f"{words(where)}: {frame} bytes, MTU {mtu}"
         raise Violation("a frame is no longer than the MTU and its header", "5.1.4.2", seen)
@@ -35,30 +66,49 @@ def check_transmitted(data: bytes, features: int, mtu: int | None, where: Where)
 
 
 def _check_offloads(data: bytes, features: int, where: Where) -> None:
-    fields = NET_HEADER.unpack_from(data)
-    flags, gso_type, _, gso_size, start, offset, buffers = fields
+    fields = Fields(*NET_HEADER.unpack_from(data))
+    frame = data[_SIZE:]
 
     def broken(rule: str) -> NoReturn:
         raise Violation(rule, _SECTION, f"{words(where)}: header {data[:_SIZE].hex()}")
 
-    if buffers:
+    if fields.buffers:
         broken("num_buffers is 0 in what is transmitted")
     if not features & CSUM:
         broken("the header is zero where no offload was negotiated")
-    if flags & ~NEEDS_CSUM:
+    if fields.flags & ~NEEDS_CSUM:
         broken("no flag but NEEDS_CSUM is transmitted")
-    end = len(data) - _SIZE
-    if flags & NEEDS_CSUM and start + offset + 2 > end:
-        broken("the checksum that NEEDS_CSUM asks for lies in the frame")
-    kind = gso_type & ~layout.GSO_ECN
-    if kind != layout.GSO_NONE:
-        if not features & _GSO_NEEDS.get(kind, 0):
-            broken("gso_type asks only for what was negotiated")
-        if not flags & NEEDS_CSUM:
-            broken("segmentation needs NEEDS_CSUM")
-        if not gso_size:
-            broken("segmentation needs a gso_size")
-    if gso_type & layout.GSO_ECN and not (
-        features & layout.HOST_ECN and kind in (layout.GSO_TCPV4, layout.GSO_TCPV6)
-    ):
+    found = transport(frame)
+    if fields.flags & NEEDS_CSUM:
+        at = fields.start + fields.offset
+        if at + 2 > len(frame):
+            broken("the checksum that NEEDS_CSUM asks for lies in the frame")
+        if found is not None and (fields.start, fields.offset) != (found.start, found.field):
+            broken("csum_start and csum_offset lead to the right checksum")
+        seen = int.from_bytes(frame[at : at + 2], "big")
+        if found is not None and seen % 0xFFFF != found.pseudo % 0xFFFF:
+            broken("the checksum field holds the sum of the pseudo-header")
+    _check_segmentation(fields, found, features, broken)
+
+
+def _check_segmentation(
+    fields: Fields, found: Transport | None, features: int, broken: Callable[[str], NoReturn]
+) -> None:
+    kind, ecn = fields.gso_type & ~GSO_ECN, fields.gso_type & GSO_ECN
+    if ecn and not (features & HOST_ECN and kind in (GSO_TCPV4, GSO_TCPV6)):
         broken("GSO_ECN goes with TCP segmentation where HOST_ECN was negotiated")
+    if kind == GSO_NONE:
+        return
+    if not features & _GSO_NEEDS.get(kind, 0):
+        broken("gso_type asks only for what was negotiated")
+    if not fields.flags & NEEDS_CSUM:
+        broken("segmentation needs NEEDS_CSUM")
+    if not fields.gso_size:
+        broken("segmentation needs a gso_size")
+    if found is None:
+        return
+    size = found.start + found.size
+    if fields.hdr_len < size or (fields.hdr_len > size and features & GUEST_HDRLEN):
+        broken("hdr_len covers the headers, exactly with GUEST_HDRLEN")
+    if found.congestion and not ecn:
+        broken("a packet with ECN is segmented as one with ECN, or not at all")

@@ -52,6 +52,7 @@ RING_RESET = mask("ring_reset")
 CTRL_VQ, CTRL_VLAN = mask("ctrl_vq"), mask("ctrl_vlan")
 MANY_QUEUES = mask("mq", "rss")
 HOST_TSO4, HOST_TSO6, HOST_ECN = mask("host_tso4"), mask("host_tso6"), mask("host_ecn")
+GUEST_HDRLEN = mask("guest_hdrlen")
 HOST_UFO, HOST_USO = mask("host_ufo"), mask("host_uso")
 GUEST_SEGMENTS = mask("guest_tso4", "guest_tso6", "guest_ufo", "guest_uso4", "guest_uso6")
 
