@@ -26,6 +26,7 @@ APART = (
     "model_*",
     "package",
     "pktgen*",
+    "rfc2544",
     "soak",
     "source",
     "vfio_*",

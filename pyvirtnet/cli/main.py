@@ -41,6 +41,7 @@ COMMANDS = {
     "status": Command("bind", "list the NICs: who has them, what uses them", ("status",)),
     "doctor": Command("doctor", "what this machine lacks, and what mends it"),
     "pktgen": Command("pktgen", "send, receive and verify frames"),
+    "rfc2544": Command("rfc2544", "throughput, latency, loss and bursts through a device"),
     "fwd": Command("fwd", "forward frames, changed or not; answer ARP and pings"),
     "capture": Command("capture", "write what arrives to a file, pcap or pcapng"),
     "replay": Command("replay", "send the frames of a capture"),

@@ -1,0 +1,139 @@
+"""What rfc2544 says: lines as it goes, a page with tables, and plots where matplotlib is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import Error
+
+Result = dict[str, Any]  # of one frame size
+
+
+def line(result: Result) -> str:
+    """One size's figures in a line."""
+    parts = [f"{result['size']:>6}"]
+    if "throughput" in result:
+        found = result["throughput"]
+        parts.append(f"{found['pps']:>10.0f} pps  {found['gbps']:7.3f} Gb/s  ({found['limit']})")
+    for load in result.get("latency", []):
+        at = load["latency_us"]
+        parts.append(f"{load['load']} %: p50 {at.get('p50', 0):.1f} p99 {at.get('p99', 0):.1f} us")
+    if "loss" in result:
+        parts.append(f"{result['loss'][0]['loss_percent']:.2f} % lost at the top")
+    if "back_to_back" in result:
+        parts.append(f"burst of {result['back_to_back']['frames']}")
+    return "  ".join(parts)
+
+
+def page(results: Result) -> str:
+    """Markdown."""
+    rows = results["sizes"]
+    lines = [
+        "# RFC 2544",
+        "",
+        f"From {results['tx']} to {results['rx']}; {results['settings']}.",
+        "",
+    ]
+    if any("throughput" in one for one in rows):
+        lines += ["| size | frames a second | Gb/s | held back by |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"| {one['size']} | {one['throughput']['pps']:.0f} | {one['throughput']['gbps']:.3f} "
+            f"| {one['throughput']['limit']} |"
+            for one in rows
+        ]
+    if any("latency" in one for one in rows):
+        names = ("min", "p50", "p90", "p99", "p99.9", "max", "jitter")
+        lines += ["", f"| size | load | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
+        lines += [
+            f"| {one['size']} | {load['load']} % | "
+            + " | ".join(f"{load['latency_us'].get(name, 0):.1f}" for name in names)
+            + " |"
+            for one in rows
+            for load in one["latency"]
+        ]
+        lines += ["", "Latencies in microseconds."]
+    if any("loss" in one for one in rows):
+        lines += ["", "| size | frames a second | lost, % |", "| --- | --- | --- |"]
+        lines += [
+            f"| {one['size']} | {at['pps']:.0f} | {at['loss_percent']:.3f} |"
+            for one in rows
+            for at in one["loss"]
+        ]
+    if any("back_to_back" in one for one in rows):
+        lines += ["", "| size | longest burst without loss |", "| --- | --- |"]
+        lines += [f"| {one['size']} | {one['back_to_back']['frames']} |" for one in rows]
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Path, results: Result) -> list[Path]:
+    """The page, and its plots; the files written. Raises Error where the folder can't be had."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = _plots(folder, results)
+        text = page(results) + "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
+        (folder / "report.md").write_text(text)
+    except OSError as error:
+        raise Error(f"cannot write to {folder}", str(error.strerror), f"ls -ld {folder}") from None
+    return [folder / "report.md", *drawn]
+
+
+def _plots(folder: Path, results: Result) -> list[Path]:
+    try:
+        import matplotlib  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        return []
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    drawn = []
+    for name, label, points in (
+        ("throughput", "frames a second", _throughput),
+        ("latency", "latency, us", _latency),
+        ("loss", "lost, %", _loss),
+    ):
+        curves = points(results["sizes"])
+        if curves:
+            figure, axes = pyplot.subplots(figsize=(7, 4))
+            for title, xs, ys in curves:
+                axes.plot(xs, ys, marker="o", label=title)
+            axes.set(ylabel=label, xlabel="frames a second" if name == "loss" else "frame size")
+            axes.set_ylim(bottom=0)
+            axes.grid(True, alpha=0.3)
+            axes.legend()
+            figure.tight_layout()
+            figure.savefig(folder / f"{name}.png", dpi=100)
+            pyplot.close(figure)
+            drawn.append(folder / f"{name}.png")
+    return drawn
+
+
+Curve = tuple[str, list[float], list[float]]
+
+
+def _throughput(rows: list[Result]) -> list[Curve]:
+    have = [one for one in rows if "throughput" in one]
+    found = [one["throughput"]["pps"] for one in have]
+    return [("throughput", [one["size"] for one in have], found)] if have else []
+
+
+def _latency(rows: list[Result]) -> list[Curve]:
+    have = [one for one in rows if one.get("latency")]
+    sizes = [one["size"] for one in have]
+    return [
+        (name, sizes, [one["latency"][-1]["latency_us"].get(name, 0.0) for one in have])
+        for name in ("p50", "p99", "p99.9")
+        if have
+    ]
+
+
+def _loss(rows: list[Result]) -> list[Curve]:
+    return [
+        (
+            f"{one['size']} bytes",
+            [at["pps"] for at in one["loss"]],
+            [at["loss_percent"] for at in one["loss"]],
+        )
+        for one in rows
+        if "loss" in one
+    ]

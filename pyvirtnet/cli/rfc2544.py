@@ -1,0 +1,200 @@
+"""rfc2544: throughput, latency, loss and bursts, between two ports, through what is tested."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyvirtnet
+
+from ..port import Port
+from ._command import FAILED, OK, Parser, mac, number, program, run, seconds
+from ._live import Live
+from ._pktgen_frames import GRAMMAR, Template, build
+from ._pktgen_options import Mix, Rate, line, rate, sizes
+from ._pktgen_pace import Pace
+from ._pktgen_report import Report, Row
+from ._pktgen_sender import Stream
+from ._pktgen_traffic import Bounds, Run, Stop, check_sizes, loop
+from ._rfc2544_report import line as figures
+from ._rfc2544_report import write
+from ._rfc2544_search import back_to_back, loss, loss_curve, throughput
+
+TESTS = ("throughput", "latency", "loss", "back-to-back")
+FLAT_OUT = 1e9  # frames a second: as fast as the program can
+LOADS = (50, 100)  # percent of the throughput, that latency is told at
+PROBING = 0.5  # seconds, to find out how fast the sender is
+
+
+def _tests(text: str) -> list[str]:
+    names = text.split(",")
+    if strange := [name for name in names if name not in TESTS]:
+        raise argparse.ArgumentTypeError(f"no test {strange[0]!r}, but {', '.join(TESTS)}")
+    return names
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.rstrip("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage")
+    return value
+
+
+def parser() -> Parser:
+    made = Parser(prog=program("rfc2544"), description=__doc__)
+    add = made.add_argument
+    add("tx", metavar="TXPORT", help="where frames go out")
+    add("rx", metavar="RXPORT", help="where they come back; may be the same port")
+    about = f"of {', '.join(TESTS)} (all)"
+    add("--tests", type=_tests, default=list(TESTS), metavar="T,…", help=about)
+    about = "bytes of a frame, less check sequence (60 to 1514 in seven steps)"
+    add("--size", type=sizes, default=sizes("rfc2544"), metavar="N,…", help=about)
+    add("--time", type=seconds, default=2.0, metavar="S", help="of a trial (2; the RFC: 60)")
+    add("--rate", type=rate, metavar="R", help="the highest (the line's, or the program's own)")
+    add("--line", type=line, metavar="BITS", help="the line's rate: 10G (what the port says)")
+    add("--loss", type=_percent, default=0.0, metavar="%", help="that throughput tolerates (0)")
+    add("--precision", type=_percent, default=1.0, metavar="%", help="of the highest rate (1)")
+    add("--repeat", type=number(1, 100), default=3, metavar="N", help="of each burst length (3)")
+    add("--frame", default="ipv4/udp", metavar="LAYERS", help=f"{GRAMMAR} (ipv4/udp)")
+    add("--dst", type=mac, metavar="MAC", help="destination (the receiving port's)")
+    add("--report", type=Path, metavar="DIR", help="write report.md there, with plots")
+    add("--json", action="store_true", help="the figures as JSON, on stdout's last line")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run("rfc2544", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    with ExitStack() as stack:
+        names = dict.fromkeys((args.tx, args.rx))
+        ports = {name: stack.enter_context(pyvirtnet.open(name)) for name in names}
+        with Stop() as stop:
+            bench = Bench(args, ports[args.tx], ports[args.rx], stop)
+            results = _all(args, bench)
+    results["interrupted"] = bool(stop.signal)
+    out = sys.stderr if args.json else sys.stdout
+    if args.report:
+        for path in write(args.report, results):
+            print(f"wrote {path}", file=out)
+    if args.json:
+        print(json.dumps(results), flush=True)
+    if stop.signal:
+        return 128 + stop.signal
+    carried = all(one.get("throughput", {"pps": 1})["pps"] for one in results["sizes"])
+    return OK if carried else FAILED
+
+
+def _all(args: argparse.Namespace, bench: Bench) -> dict[str, Any]:
+    settings = f"{args.frame}, trials of {args.time:g} s, {args.loss:g} % loss tolerated"
+    results: dict[str, Any] = {"tx": args.tx, "rx": args.rx, "settings": settings, "sizes": []}
+    out = sys.stderr if args.json else sys.stdout
+    for mix in args.size:
+        found: dict[str, Any] = {"size": round(mix.mean), "mix": mix.label}
+        for name, value in bench.size(mix):
+            found[name] = value
+        bench.live.clear()
+        results["sizes"].append(found)
+        print(figures(found), file=out, flush=True)
+        if bench.stop.signal:
+            break
+    return results
+
+
+class Bench:
+    """Trials between two ports."""
+
+    def __init__(self, args: argparse.Namespace, tx: Port, rx: Port, stop: Stop) -> None:
+        self.args, self.tx, self.rx, self.stop = args, tx, rx, stop
+        header = build(args.frame, args.dst or rx.mac, tx.mac)
+        self.stream = Stream(header, number=secrets.randbelow(1 << 16))
+        self.live, self.report = Live(), Report(as_json=True, about={})
+        least = Template(header).least
+        for mix in args.size:
+            check_sizes([max(*mix.sizes, least)], tx, rx)
+
+    def size(self, mix: Mix) -> Iterator[tuple[str, Any]]:
+        """Each test's name and figures; those that Ctrl-C comes before are left out."""
+        args = self.args
+        top, own = self._top(mix)
+        yield "top_pps", round(top, 1)
+        rate = top
+        if {"throughput", "latency"} & set(args.tests):
+            found = throughput(
+                lambda pps: self._trial(mix, pps), top, args.loss / 100, args.precision / 100
+            )
+            rate = found.pps
+            by = "sender" if own and found.by == "rate" else found.by
+            yield "throughput", self._throughput(mix, rate, by, found.trials)
+        if "latency" in args.tests and rate and not self.stop.signal:
+            loads = [(load, self._trial(mix, rate * load / 100)) for load in LOADS]
+            yield "latency", [{"load": load} | _latency(row) for load, row in loads]
+        if "loss" in args.tests and not self.stop.signal:
+            rows = loss_curve(lambda pps: self._trial(mix, pps), top)
+            yield "loss", [_lost(row) for row in rows]
+        if "back-to-back" in args.tests and not self.stop.signal:
+            most = max(1, int(top * args.time))
+            frames, rows = back_to_back(lambda n: self._burst(mix, n), most, args.repeat)
+            yield "back_to_back", {"frames": frames, "most": most, "trials": len(rows)}
+
+    def _throughput(self, mix: Mix, pps: float, by: str, trials: list[Row]) -> dict[str, Any]:
+        bits = pps * mix.mean * 8
+        return {
+            "pps": round(pps, 1),
+            "gbps": round(bits / 1e9, 6),
+            "limit": by,
+            "trials": [_lost(row) for row in trials],
+        }
+
+    def _top(self, mix: Mix) -> tuple[float, bool]:
+        """The highest rate: the one asked for, the line's, or, and then true, the program's own."""
+        asked: Rate | None = self.args.rate
+        speed = self.args.line or ((self.tx.link.speed or 0) * 1e6 or None)
+        if asked is not None:
+            return asked.pps(mix.mean, speed), False
+        row = self._run(mix, Pace(FLAT_OUT), None, min(PROBING, self.args.time))
+        own = max(row.sent_pps or 0.0, 1.0)
+        full = Rate("100%", 100, "%").pps(mix.mean, speed) if speed else own
+        return min(own, full), own <= full
+
+    def _trial(self, mix: Mix, pps: float) -> Row:
+        return self._run(mix, Pace(pps), None, self.args.time)
+
+    def _burst(self, mix: Mix, frames: int) -> Row:
+        return self._run(mix, Pace(FLAT_OUT), frames, None)
+
+    def _run(self, mix: Mix, pace: Pace, count: int | None, seconds: float | None) -> Row:
+        """Once Ctrl-C was pressed, trials are empty, and the search ends soon."""
+        if self.live.due():
+            self.live.show(f"{mix.label} bytes: a trial of {pace.pps or 0:.0f} frames a second")
+        run = Run(Bounds(count, seconds, 64), self.stop, self.report, pace)
+        return loop(self.tx, self.rx, mix, self.stream, run)
+
+
+def _latency(row: Row) -> dict[str, Any]:
+    return {"pps": row.sent_pps, "latency_us": row.latency_us}
+
+
+def _lost(row: Row) -> dict[str, Any]:
+    return {
+        "pps": row.asked_pps,
+        "sent_pps": row.sent_pps,
+        "sent": row.sent,
+        "lost": row.lost,
+        "loss_percent": round(100 * loss(row), 4),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

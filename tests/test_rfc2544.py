@@ -1,0 +1,140 @@
+"""pyvirtnet rfc2544: its searches find what a device can carry; the tool and its report."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvirtnet.cli import rfc2544
+from pyvirtnet.cli._pktgen_report import Row
+from pyvirtnet.cli._rfc2544_report import page
+from pyvirtnet.cli._rfc2544_search import back_to_back, loss, loss_curve, throughput
+
+
+def carries(most: float, sender: float = 1e9) -> Callable[[float], Row]:
+    """A device that carries so many frames a second, and a sender that sends no faster."""
+
+    def trial(pps: float) -> Row:
+        pps = min(pps, sender)
+        sent = round(pps * 10)
+        return Row(sent=sent, lost=max(0, sent - round(most * 10)), corrupt=0, sent_pps=pps)
+
+    return trial
+
+
+@pytest.mark.parametrize("most", [1.0, 333.0, 777_777.0, 999_999.0])
+def test_throughput_is_found_within_its_precision(most: float) -> None:
+    found = throughput(carries(most), 1e6, 0.0, 0.001)
+    assert most - 1000 <= found.pps <= most + 0.1
+    assert found.by == "device"
+    assert len(found.trials) <= 11
+
+
+def test_a_device_that_carries_all_needs_one_trial() -> None:
+    found = throughput(carries(2e6), 1e6, 0.0, 0.01)
+    assert (found.pps, found.by, len(found.trials)) == (1e6, "rate", 1)
+
+
+def test_a_device_that_carries_nothing() -> None:
+    assert throughput(carries(0.0), 1e6, 0.0, 0.01).pps == 0
+
+
+def test_a_sender_that_is_too_slow_is_told_apart() -> None:
+    found = throughput(carries(2e6, sender=3e5), 1e6, 0.0, 0.01)
+    assert (found.pps, found.by, len(found.trials)) == (3e5, "sender", 1)
+
+
+def test_loss_may_be_tolerated() -> None:
+    found = throughput(carries(1e5), 1e6, 0.5, 0.001)
+    assert found.pps == pytest.approx(2e5, rel=0.02)
+
+
+def test_damaged_frames_are_lost_ones_and_no_frame_is_all() -> None:
+    assert loss(Row(sent=10, lost=1, corrupt=1)) == 0.2
+    assert loss(Row(sent=0)) == 1.0
+
+
+@pytest.mark.parametrize(("most", "trials"), [(1e6, 2), (650_000.0, 6), (0.0, 10)])
+def test_the_loss_curve_ends_after_two_trials_without_loss(most: float, trials: int) -> None:
+    rows = loss_curve(carries(most), 1e6)
+    assert len(rows) == trials
+    assert [row.sent_pps for row in rows[:2]] == [1e6, 9e5]
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 300, 4999, 5000, 10**6])
+def test_the_longest_burst_is_found(room: int) -> None:
+    def burst(frames: int) -> Row:
+        return Row(sent=frames, lost=max(0, frames - room), corrupt=0)
+
+    frames, rows = back_to_back(burst, 5000, 2)
+    assert frames <= room
+    assert frames >= min(room, 5000) * 0.98 - 1
+    assert len(rows) <= 2 * 14
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
+    capsys.readouterr()
+    status = rfc2544.main([*words, "--json"])
+    out, err = capsys.readouterr()
+    found: dict[str, Any] = json.loads(out)
+    return status, found, err
+
+
+def test_all_tests_on_a_cable(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    ends = ("sim:cable/rfc/0", "sim:cable/rfc/1")
+    words = ("--size", "60,imix", "--time", "0.1", "--rate", "1k", "--report", str(tmp_path))
+    status, found, err = run(capsys, *ends, *words)
+    assert status == 0
+    assert [one["mix"] for one in found["sizes"]] == ["60", "imix"]
+    for one in found["sizes"]:
+        assert one["top_pps"] == 1000
+        assert 0 < one["throughput"]["pps"] <= 1000
+        assert [load["load"] for load in one["latency"]] == [50, 100]
+        assert one["latency"][1]["latency_us"]["p50"] > 0
+        assert len(one["loss"]) >= 2
+        assert 0 < one["back_to_back"]["frames"] <= one["back_to_back"]["most"] == 100
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith(page(found))
+    plots = {path.name for path in tmp_path.glob("*.png")}
+    drawn = {"throughput.png", "latency.png", "loss.png"}
+    assert plots == (drawn if importlib.util.find_spec("matplotlib") else set())
+    assert all(f"({name})" in text for name in plots)
+    assert err.count("wrote ") == 1 + len(plots)
+
+
+def test_one_test_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    port = "sim:loopback"
+    words = ("--size", "60", "--time", "0.05", "--rate", "500", "--tests", "back-to-back")
+    _, found, _ = run(capsys, port, port, *words)
+    assert set(found["sizes"][0]) == {"size", "mix", "top_pps", "back_to_back"}
+
+
+def test_without_a_rate_the_program_is_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    port = "sim:loopback?speed_duplex=off"
+    words = ("--size", "60", "--time", "0.05", "--tests", "throughput", "--loss", "99")
+    status, found, _ = run(capsys, port, port, *words)
+    assert status == 0
+    assert found["sizes"][0]["throughput"]["limit"] == "sender"
+
+
+def test_a_device_that_carries_nothing_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody is at the cable's other end."""
+    words = ("--size", "60", "--time", "0.05", "--rate", "100", "--tests", "throughput")
+    status, found, _ = run(capsys, "sim:cable/a/0", "sim:cable/b/1", *words, "--precision", "60")
+    assert status == 1
+    assert found["sizes"][0]["throughput"]["pps"] == 0
+
+
+@pytest.mark.parametrize(
+    "words", [("--tests", "speed"), ("--loss", "100"), ("--size", "x"), ("--rate", "x")]
+)
+def test_wrong_usage_is_one_line(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        rfc2544.main(["sim:loopback", "sim:loopback", *words])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
