@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .control import Coalescing, Event, Rss, RssLimits, Vlans
     from .nic import Link, Mac, Stats
     from .port import Port, open
+    from .publishing import publish
 
 __all__ = [
     "BindFailed",
@@ -81,6 +82,7 @@ __all__ = [
     "defer_checksums",
     "fix_checksums",
     "open",
+    "publish",
     "swap_flows",
     "swap_macs",
 ]
@@ -98,6 +100,7 @@ _LATER = {
     **dict.fromkeys(("Coalescing", "Event", "Rss", "RssLimits", "Vlans"), ".control"),
     **dict.fromkeys(("Link", "Mac", "Stats"), ".nic"),
     **dict.fromkeys(("Port", "open"), ".port"),
+    "publish": ".publishing",
 }
 
 

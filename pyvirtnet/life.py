@@ -191,6 +191,15 @@ class Life(BringUp):
         self._transport.abandon()
 
 
+def open_ports() -> list[Life]:
+    """Of this process."""
+    while True:
+        try:
+            return list(_open_ports)
+        except RuntimeError:  # another thread opened one meanwhile
+            continue
+
+
 _open_ports: weakref.WeakSet[Life] = weakref.WeakSet()
 
 

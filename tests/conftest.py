@@ -28,6 +28,7 @@ APART = (
     "pktgen*",
     "rfc2544",
     "soak",
+    "top",
     "source",
     "vfio_*",
     "vhost_dpdk*",

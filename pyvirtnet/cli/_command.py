@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 from .. import errors
@@ -66,6 +67,16 @@ def run(name: str, work: Callable[[], int]) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def watchable() -> AbstractContextManager[object]:
+    """Lets `pyvirtnet top` watch while it lasts; without a place for that, nothing is said."""
+    from ..publishing import publish  # which needs numpy, and not every command does
+
+    try:
+        return publish()
+    except errors.Error:
+        return nullcontext()
 
 
 def number(low: int, high: int) -> Callable[[str], int]:

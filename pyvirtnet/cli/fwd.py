@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pyvirtnet
 
-from ._command import OK, Parser, number, program, run, seconds
+from ._command import OK, Parser, number, program, run, seconds, watchable
 from ._fwd_loop import MODES, Forwarder, Lane
 from ._fwd_report import Report
 from ._pktgen_traffic import Stop
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
+        stack.enter_context(watchable())
         names = [name for name in (args.port, args.other) if name]
         ports = [stack.enter_context(pyvirtnet.open(name)) for name in names]
         others = ports if args.mode == "icmp-echo" else ports[::-1]

@@ -45,6 +45,7 @@ COMMANDS = {
     "fwd": Command("fwd", "forward frames, changed or not; answer ARP and pings"),
     "capture": Command("capture", "write what arrives to a file, pcap or pcapng"),
     "replay": Command("replay", "send the frames of a capture"),
+    "top": Command("top", "ports of running processes: rates, drops, ring fill"),
     "completion": Command("completion", "completion for bash, zsh or fish"),
     "bench": Command("bench", "measure the driver (in a clone of the project)"),
     "soak": Command("soak", "numbered frames round and round, and what became of them"),

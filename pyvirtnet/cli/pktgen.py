@@ -14,7 +14,7 @@ import pyvirtnet
 from ..errors import Error
 from ..pcap import Reader
 from ..port import Port
-from ._command import FAILED, OK, Parser, mac, number, program, run, seconds
+from ._command import FAILED, OK, Parser, mac, number, program, run, seconds, watchable
 from ._pktgen_frames import GRAMMAR, Template, build, dump, from_scapy
 from ._pktgen_options import FIELDS, Mix, Rate, line, rates, sizes, vary
 from ._pktgen_pace import Pace
@@ -96,6 +96,7 @@ def _run(args: argparse.Namespace) -> int:
     about = {"mode": args.command}
     about |= {role: name for role, name in zip(("tx", "rx"), names, strict=True) if name}
     with ExitStack() as stack:
+        stack.enter_context(watchable())
         ports = {
             name: stack.enter_context(pyvirtnet.open(name)) for name in dict.fromkeys(names) if name
         }

@@ -14,7 +14,7 @@ from typing import Any
 import pyvirtnet
 
 from ..port import Port
-from ._command import FAILED, OK, Parser, mac, number, program, run, seconds
+from ._command import FAILED, OK, Parser, mac, number, program, run, seconds, watchable
 from ._live import Live
 from ._pktgen_frames import GRAMMAR, Template, build
 from ._pktgen_options import Mix, Rate, line, rate, sizes
@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
+        stack.enter_context(watchable())
         names = dict.fromkeys((args.tx, args.rx))
         ports = {name: stack.enter_context(pyvirtnet.open(name)) for name in names}
         with Stop() as stop:
