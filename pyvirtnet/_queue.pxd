@@ -25,6 +25,7 @@ cdef class QueuePair(Sender):
     cdef bint watched               # somebody has its file descriptor
     cdef bint armed                 # receive interrupts are on
     cdef readonly double spin       # seconds to look for frames before sleeping
+    cdef uint8_t shy, shy_left      # short sleeps to let pass before another look
 
     cdef RxBurst _poll(self, Py_ssize_t n)
     cdef RxBurst _sleep(self, Py_ssize_t n, double seconds)

@@ -48,8 +48,11 @@ BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be 
 SLICE_SECONDS = 0.1  # of sleep, between looks at the device and at signals
 POLL_SECONDS = 0.001  # of sleep, where there are no interrupts
 
-# Before a sleep, frames are looked for so long, more or less by how soon the last ones came.
-cdef double SPIN_LEAST = 10e-6, SPIN_MOST = 100e-6, SPIN_NONE = 1e-3
+# If the last sleep was shorter than this, frames are looked for so long before the next one.
+cdef double SPIN_SECONDS = 100e-6
+
+cdef enum:
+    SHYEST = 127                # short sleeps without a look, after looks in vain
 
 cdef enum:
     CALLS_PER_CLOCK = 64        # calls between looks at the clock
@@ -375,14 +378,21 @@ cdef class QueuePair(Sender):
             end = _now() + self.spin
             while not found and _now() < end:
                 found = rx_pending(&self.rx) != 0
+        self.shy = 0 if found else min(2 * self.shy + 1, <int>SHYEST)
+        self.shy_left = self.shy
         return found
 
     cdef void _adapt(self, double slept) noexcept:
-        """Frames that come soon after falling asleep are worth looking for, others are not."""
-        if slept < 2 * SPIN_MOST:
-            self.spin = min(SPIN_MOST, max(2 * self.spin, SPIN_LEAST))
-        elif slept > SPIN_NONE:
-            self.spin = 0
+        """A frame that came soon after falling asleep: the next one may be worth looking for.
+
+        Not where the device needs our processor to send it: looks in vain become rare.
+        """
+        self.spin = 0
+        if slept < SPIN_SECONDS:
+            if self.shy_left:
+                self.shy_left -= 1
+            else:
+                self.spin = SPIN_SECONDS
 
     # ---- transmit --------------------------------------------------------------------------
 

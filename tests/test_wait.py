@@ -303,12 +303,12 @@ def test_waiting_takes_no_processor(nic):
     """Neither does a wait for news."""
     nic.port.events()
     for wait in (
-        lambda: nic.port.recv_burst(1, timeout=1.0),
-        lambda: nic.port.events(timeout=1.0),
+        lambda: nic.port.recv_burst(1, timeout=0.4),
+        lambda: nic.port.events(timeout=0.4),
     ):
         before = time.process_time()
         assert len(wait()) == 0
-        assert time.process_time() - before < 0.1
+        assert time.process_time() - before < 0.05
 
 
 def test_frames_that_come_fast_are_looked_for_before_sleeping(make_nic, monkeypatch):
@@ -324,11 +324,11 @@ def test_frames_that_come_fast_are_looked_for_before_sleeping(make_nic, monkeypa
     assert queue.spin == 0
     with monkeypatch.context() as patch:
         patch.setattr(WakeUp, "sleep", soon)
-        for _ in range(100):
+        looks = 0
+        for _ in range(1000):
             assert len(nic.port.recv_burst(1, timeout=SECONDS)) == 1
-            if queue.spin == 100e-6:
-                break
-    assert queue.spin == 100e-6
+            looks += queue.spin > 0
+    assert 0 < looks < 50  # this device sends nothing while it is looked for
     assert len(nic.port.recv_burst(1, timeout=0.05)) == 0
     assert queue.spin == 0
 

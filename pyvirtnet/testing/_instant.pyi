@@ -1,16 +1,37 @@
 """The device's side of a virtqueue that only says what is used."""
 
-class InstantQueue:
+from typing import Any
+
+class InstantEnd:
+    def wake(self, received: Any, rounds: int, interrupt: int, seed: int) -> int: ...
+
+class InstantQueue(InstantEnd):
     def __init__(
-        self, descriptors: int, driver: int, device: int, size: int, offset: int, start: int = 0
+        self,
+        descriptors: int,
+        driver: int,
+        device: int,
+        size: int,
+        offset: int,
+        start: int = 0,
+        *,
+        events: bool = False,
     ) -> None: ...
     def room(self) -> int: ...
     def deliver(self, frames: int, length: int) -> int: ...
     def finish(self) -> int: ...
 
-class InstantPackedQueue:
+class InstantPackedQueue(InstantEnd):
     def __init__(
-        self, descriptors: int, driver: int, device: int, size: int, offset: int, start: int = 0
+        self,
+        descriptors: int,
+        driver: int,
+        device: int,
+        size: int,
+        offset: int,
+        start: int = 0,
+        *,
+        events: bool = False,
     ) -> None: ...
     def room(self) -> int: ...
     def deliver(self, frames: int, length: int) -> int: ...
