@@ -7,6 +7,7 @@ so too, slower.
 from __future__ import annotations
 
 import os
+import selectors
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -60,13 +61,20 @@ def start(huge: bool, tmp_path: Path) -> Iterator[Start]:
         stack.callback(os.sched_setaffinity, 0, allowed)
 
         def make(
-            mode: str = "io", ports: int = 1, *, extra: str = "", huge: bool = huge, **sets: str
+            mode: str = "io",
+            ports: int = 1,
+            *,
+            extra: str = "",
+            huge: bool = huge,
+            queues: int = 1,
+            **sets: str,
         ) -> dpdk.Testpmd:
             vdevs = [
-                f"--vdev=net_vhost{port},iface={tmp_path / str(port)},queues=1{extra}"
+                f"--vdev=net_vhost{port},iface={tmp_path / str(port)},queues={queues}{extra}"
                 for port in range(ports)
             ]
             devices, options = ["--no-pci", *vdevs], ["--port-topology=loop"]
+            options += [f"--rxq={queues}", f"--txq={queues}"] if queues > 1 else []
             testpmd = dpdk.Testpmd(device_core, driver_core, devices, options, huge=huge)
             stack.enter_context(testpmd)
             for name, value in {"fwd": mode, **sets}.items():
@@ -261,6 +269,59 @@ def test_a_wait_ends_with_its_interrupt(start, path):
         timer.start()
         assert len(port.recv_burst(1, timeout=None)) == 1
         timer.join()
+
+
+@pytest.mark.parametrize("features", [[], ["-ring_packed"]], ids=["packed", "split"])
+def test_four_queue_pairs(start, path, features):
+    """Each is a loop of its own; a thread each, asleep most of the time; again after a reset."""
+    start("io", queues=4)
+    with open_port(path, queue_pairs=4, features=features) as port:
+        for _ in range(2):
+            wrong = []
+
+            def work(queue, wrong=wrong):
+                for number in range(200):
+                    frames = random_frames(60 + number, 9014)
+                    assert queue.send_burst(frames) == 2
+                    got = []
+                    while len(got) < 2:
+                        burst = queue.recv_burst(8, timeout=SECONDS)
+                        if not len(burst):
+                            break
+                        got += [bytes(frame) for frame in burst]
+                    if got != frames:
+                        wrong.append((queue.index, number))
+
+            threads = [threading.Thread(target=work, args=(queue,)) for queue in port.queues]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert wrong == []
+            port.reset()
+        assert [queue.stats.rx_frames for queue in port.queues] == [800] * 4
+        assert conserved(port)
+    with open_port(path, queue_pairs=2) as port:
+        frames = random_frames(*SIZES)
+        assert exchange(port, frames) == frames
+
+
+def test_a_device_that_sleeps_is_woken_and_wakes(start, path):
+    """select over the pairs' descriptors, which DPDK's interrupts make readable."""
+    start("io", queues=2)
+    with open_port(path, queue_pairs=2) as port, selectors.DefaultSelector() as selector:
+        for queue in port.queues:
+            selector.register(queue, selectors.EVENT_READ)
+        for number in range(500):
+            queue = port.queues[number % 2]
+            frame = random_frames(60)[0]
+            assert queue.send_burst([frame]) == 1
+            got = []
+            while not got:
+                assert selector.select(SECONDS), f"frame {number} did not wake"
+                for one in port.queues:
+                    got += [(one, bytes(frame)) for frame in one.recv_burst(8)]
+            assert got == [(queue, frame)]
 
 
 # ---- death
