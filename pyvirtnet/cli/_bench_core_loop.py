@@ -29,15 +29,18 @@ CASES = tuple((mode, burst) for mode in MODES for burst in BURSTS)
 class _Transport(SimTransport):
     """Keeps, of each queue, a device's end that does nothing but answer."""
 
-    def __init__(self, packed: bool) -> None:
+    def __init__(self, packed: bool, pairs: int) -> None:
         self.ends: dict[int, InstantQueue | InstantPackedQueue] = {}
         self._kind = InstantPackedQueue if packed else InstantQueue
         features = DEFAULT_FEATURES & ~mask("event_idx") | (mask("ring_packed") if packed else 0)
-        sizes = (RING_SIZE, RING_SIZE)
+        features |= mask("mq", "ctrl_vq") if pairs > 1 else 0
+        sizes = (RING_SIZE,) * 2 * pairs
         super().__init__(NetDevice(features=features, queue_sizes=sizes, fill=False))
 
     def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
         bell = super().setup_queue(index, addresses)  # first: the model wants to see a new ring
+        if index == self.device.control_index:
+            return bell
         parts = (addresses.descriptors, addresses.driver, addresses.device)
         (region,) = (r for r in dma.memory.regions() if r.iova <= parts[0] < r.iova + r.size)
         offset = region.address - region.iova
@@ -49,15 +52,15 @@ class _Transport(SimTransport):
 class Bed:
     """One port, and both ends of its rings."""
 
-    def __init__(self, packed: bool = False) -> None:
-        transport = _Transport(packed)
-        self.port = Port(transport)
-        self._receive, self._transmit = transport.ends[0], transport.ends[1]
+    def __init__(self, packed: bool = False, pairs: int = 1) -> None:
+        transport = _Transport(packed, pairs)
+        self.port = Port(transport, queue_pairs=pairs)
+        self._ends = transport.ends
 
-    def call(self, mode: str, burst: int) -> tuple[Step, Step, Step]:
+    def call(self, mode: str, burst: int, pair: int = 0) -> tuple[Step, Step, Step]:
         """What the device does before, what the driver does, what the device does after."""
-        recv, send = self.port.recv_burst, self.port.send_burst
-        deliver, finish = self._receive.deliver, self._transmit.finish
+        recv, send = self.port.queues[pair].recv_burst, self.port.queues[pair].send_burst
+        deliver, finish = self._ends[2 * pair].deliver, self._ends[2 * pair + 1].finish
         tx = self.port.alloc_burst(burst, FRAME_SIZE)
 
         def arrive() -> object:

@@ -17,12 +17,13 @@ from ._bench_report import page, progress, warn_if_busy, watched
 from ._vm_image import project
 
 FAILED = 1
-JUDGES = ("vs-dpdk", "core", "latency", "sweep", "vm", "papers")
+JUDGES = ("vs-dpdk", "core", "queues", "latency", "sweep", "vm", "papers")
 RUNS = {  # of `all`: the name of the result, and how it comes about
     "vs-dpdk": ["vs-dpdk"],
     "vs-dpdk-packed": ["vs-dpdk", "--packed"],
     "core": ["core", "--callgrind"],
     "core-packed": ["core", "--callgrind", "--packed"],
+    "queues": ["queues"],
     "latency": ["latency"],
     "sweep": ["sweep"],
     "vm": ["vm"],
