@@ -69,6 +69,16 @@ def run(*words: str) -> dict[str, Any]:
 # ---- judges from end to end
 
 
+def test_queues_counts_what_a_thread_for_each_pair_moves() -> None:
+    result = run("queues", "--time", "0.01")
+    cases = [(row["mode"], row["burst"], row["pairs"]) for row in result["rows"]]
+    assert len(cases) == len(set(cases)) == 18
+    assert all(row["mpps"] > 0 and row["times_one"] > 0 for row in result["rows"])
+    assert all(row["times_one"] == 1 for row in result["rows"] if row["pairs"] == 1)
+    table = "\n".join(bench._judge("queues").lines(result))
+    assert "This Python has a GIL" in table
+
+
 @needs_dpdk
 def test_vs_dpdk_compares_every_mode() -> None:
     result = run("vs-dpdk", "--pairs", "1", "--seconds", "0.2")
