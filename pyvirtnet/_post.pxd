@@ -2,10 +2,10 @@
 
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from ._layout cimport DESC_WRITE
+from ._layout cimport DESC_INDIRECT, DESC_WRITE
 from ._packed cimport PackedVq, packed_expose
 from ._pages cimport PAGE_STRIDE, Pool
-from ._ring cimport Bell, RingFormat
+from ._ring cimport BIG_PAGES, TABLE_BYTES, Bell, RingFormat
 from ._split cimport SplitVq, split_expose
 from ._virtqueue cimport Vq
 
@@ -29,17 +29,22 @@ cdef struct RxRing:
     RingFormat format
     uint32_t size
     uint32_t id_mask            # of page_of
+    uint32_t nbuffers
+    uint32_t chain              # pages in a buffer: one, or BIG_PAGES
+    uint8_t *tables             # indirect, one an id, where buffers are chains; or NULL
+    uint64_t tables_iova
     Pool *pool
     uint32_t header_bytes       # of the virtio header
     uint32_t buffer_bytes       # of a buffer, header included
+    uint32_t piece_bytes        # of a buffer, in each page
     int32_t lead                # from a page to its buffer: frames begin where they always do
     uint8_t *buffers            # of page 0; the others follow at the pages' stride
     uint64_t buffers_iova
-    uint32_t *page_of           # the page in each descriptor; NO_PAGE while it has none
+    uint32_t *page_of           # the page in each descriptor, of ring or table; NO_PAGE: has none
     uint64_t *exposed           # when each descriptor was exposed; the device has it if that was
     uint64_t exposures          # before the last publication. Both count exposures since the
     uint64_t published          # beginning
-    uint16_t *hungry            # a ring: descriptors without a page, in the order to be exposed in
+    uint16_t *hungry            # a ring: buffers without a page, in the order to be exposed in
     uint32_t hungry_next
     uint32_t nhungry
     uint64_t *claimed           # scratch: checked used entries of one merged frame
@@ -64,6 +69,11 @@ cdef inline uint64_t buffer_iova(const RxRing *rx, uint32_t page) noexcept nogil
     return rx.buffers_iova + <uint64_t>page * PAGE_STRIDE
 
 
+cdef inline uint32_t *pages_of(const RxRing *rx, uint32_t id) noexcept nogil:
+    """The pages of buffer `id`, in their order."""
+    return rx.page_of + (id * BIG_PAGES if rx.tables != NULL else id)
+
+
 cdef inline void rx_expose(RxRing *rx, Vq *vq, uint32_t id) noexcept nogil:
     """The page of descriptor `id` is the device's again, from the next publication on."""
     rx.exposed[id] = rx.exposures
@@ -71,6 +81,10 @@ cdef inline void rx_expose(RxRing *rx, Vq *vq, uint32_t id) noexcept nogil:
     if Vq is SplitVq:
         split_expose(vq, id)
     else:
+        if rx.tables != NULL:
+            packed_expose(vq, id, rx.tables_iova + <uint64_t>id * TABLE_BYTES, 16 * BIG_PAGES,
+                          DESC_INDIRECT)
+            return
         packed_expose(vq, id, buffer_iova(rx, rx.page_of[id]), rx.buffer_bytes, DESC_WRITE)
 
 
@@ -83,7 +97,9 @@ cdef inline void rx_queue_up(RxRing *rx, uint32_t id) noexcept nogil:
 
 
 cdef bint rx_create(RxRing *rx, Pool *pool, const RingFormat *format, uint32_t size,
-                    uint8_t *memory, uint16_t start, bint mergeable) except False
+                    uint8_t *memory, uint64_t memory_iova, uint16_t start,
+                    bint mergeable) except False
+cdef uint32_t rx_posted(const RxRing *rx) noexcept nogil
 cdef void rx_destroy(RxRing *rx) noexcept nogil
 cdef void rx_refill(RxRing *rx, bint idle) noexcept nogil
 cdef void rx_set_interrupts(RxRing *rx, bint wanted) noexcept nogil

@@ -37,6 +37,7 @@ class QueuePair(Sender):
         in_order: bool = False,
         event_idx: bool = False,
         indirect: bool = False,
+        big: bool = False,
         header_bytes: int = 12,
         alignment: int = 0,
         features: int = 0,

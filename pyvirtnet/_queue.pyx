@@ -20,7 +20,7 @@ from ._pages cimport (
     take_slots,
     take_store,
 )
-from ._post cimport rx_create, rx_destroy, rx_refill, rx_set_interrupts
+from ._post cimport rx_create, rx_destroy, rx_posted, rx_refill, rx_set_interrupts
 from ._receive cimport rx_pending, rx_receive, rx_waiting
 from ._reclaim cimport tx_create, tx_destroy, tx_reclaim, tx_set_interrupts
 from ._ring cimport (
@@ -96,7 +96,8 @@ cdef class QueuePair(Sender):
     def _set_up(self, PagePool pool not None, size_t rx_offset, uint32_t rx_size, size_t tx_offset,
                 uint32_t tx_size, *, bint mergeable, uint32_t max_frame, uint16_t start=0,
                 bint packed=False, bint in_order=False, bint event_idx=False, bint indirect=False,
-                uint8_t header_bytes=HEADER_BYTES, uint32_t alignment=0, uint64_t features=0):
+                bint big=False, uint8_t header_bytes=HEADER_BYTES, uint32_t alignment=0,
+                uint64_t features=0):
         """Two empty rings; the pair was stopped, or was never started. Counters go on."""
         cdef uint8_t *rx_memory
         cdef uint8_t *tx_memory
@@ -104,7 +105,8 @@ cdef class QueuePair(Sender):
         if self.closed is None or self.nothing is None or pool.region is None:
             raise RuntimeError("a queue pair is stopped, and its pool set up, before it is set up")
         layout = {"packed": packed, "alignment": alignment}
-        rx_memory = ring_memory(pool, rx_offset, rx_size, ring_bytes(rx_size, **layout), packed)
+        rx_memory = ring_memory(pool, rx_offset, rx_size,
+                                ring_bytes(rx_size, tables=big and indirect, **layout), packed)
         tx_memory = ring_memory(pool, tx_offset, tx_size,
                                 ring_bytes(tx_size, tables=indirect,
                                            headers=has(features, BIT_CSUM), **layout), packed)
@@ -113,12 +115,14 @@ cdef class QueuePair(Sender):
         self.stopped = False
         self.pool = pool
         format.packed, format.in_order = packed, in_order
-        format.event_idx, format.indirect = event_idx, indirect
+        format.event_idx, format.indirect, format.big = event_idx, indirect, big
         format.header_bytes, format.alignment = header_bytes, alignment
         format.features = features
+        format.ring_bytes = ring_bytes(rx_size, **layout)
+        rx_create(&self.rx, &pool.pool, &format, rx_size, rx_memory, pool.region.iova + rx_offset,
+                  start, mergeable)
         format.ring_bytes = ring_bytes(tx_size, **layout)
         format.table_bytes = table_bytes(tx_size, indirect)
-        rx_create(&self.rx, &pool.pool, &format, rx_size, rx_memory, start, mergeable)
         tx_create(&self.tx, &format, tx_size, tx_memory, pool.region.iova + tx_offset, start,
                   max_frame)
 
@@ -529,7 +533,7 @@ cdef class QueuePair(Sender):
     @property
     def posted(self) -> int:
         """Receive pages that the device has or may have."""
-        return 0 if self.closed is not None else self.rx.size - self.rx.nhungry
+        return 0 if self.closed is not None else rx_posted(&self.rx)
 
     def _gone(self):
         why = self.closed  # raised as a copy: each has a traceback of its own

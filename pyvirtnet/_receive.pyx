@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ._barrier cimport copy_head, peek, prefetch
+from ._big cimport big_frame
 from ._layout cimport DESC_WRITE, Header, NetHdr
 from ._offload cimport header_received
 from ._packed cimport packed_expose, packed_scan
@@ -20,7 +21,7 @@ from ._pages cimport (
     attach_headers,
     give_pages,
 )
-from ._post cimport NEVER, RxRing, buffer_address, rx_expose, rx_queue_up
+from ._post cimport NEVER, RxRing, buffer_address, pages_of, rx_expose, rx_queue_up
 from ._ring cimport (
     BROKEN_COUNT,
     BROKEN_ID,
@@ -142,7 +143,7 @@ cdef int _claim(RxRing *rx, Vq *vq, uint16_t first, uint32_t count,
 cdef bint _take_header(RxRing *rx, Header *header, uint32_t count) noexcept nogil:
     """Copy the header of the claimed buffers, and check it. A bad one's frame becomes empty."""
     cdef uint32_t i, length = 0
-    cdef uint8_t *buffer = buffer_address(rx, rx.page_of[<uint32_t>rx.claimed[0]])
+    cdef uint8_t *buffer = buffer_address(rx, pages_of(rx, <uint32_t>rx.claimed[0])[0])
     memcpy(header, buffer, min(rx.header_bytes, <uint32_t>sizeof(Header)))
     for i in range(count):
         length += <uint32_t>(rx.claimed[i] >> 32)
@@ -292,7 +293,7 @@ cdef uint32_t _receive_one(RxRing *rx, Vq *vq, Store *store, uint32_t n, uint16_
     if _check(rx, entry, rx.header_bytes):
         return 0
     if rx.mergeable:
-        count = _buffers(buffer_address(rx, rx.page_of[<uint32_t>entry]))
+        count = _buffers(buffer_address(rx, pages_of(rx, <uint32_t>entry)[0]))
     if store.begin == NULL and not attach_frags(store, n):
         return 0
     if rx.columns and store.headers == NULL and not attach_headers(store):
@@ -300,5 +301,10 @@ cdef uint32_t _receive_one(RxRing *rx, Vq *vq, Store *store, uint32_t n, uint16_
     if _claim(rx, vq, first, count, pending):
         return 0
     rx.bad_header = rx.columns and not _take_header(rx, &store.headers[n], count)
-    _merge(rx, vq, store, n, count)
+    if rx.chain == 1:
+        _merge(rx, vq, store, n, count)
+    elif big_frame(rx, store, n) and not (rx.format.in_order and rx.nhungry):
+        rx_expose(rx, vq, <uint32_t>rx.claimed[0])
+    else:
+        rx_queue_up(rx, <uint32_t>rx.claimed[0])
     return count

@@ -21,6 +21,7 @@ cdef enum:
 cdef enum:
     TABLE_ENTRIES = 18          # of an indirect table: the head and 17 pages, 65535 bytes
     TABLE_BYTES = 16 * TABLE_ENTRIES
+    BIG_PAGES = 17              # for a frame of 65589 bytes and its header, 5.1.6.3.1
     HEADER_ROOM = 32            # for a virtio header, where one is not all zeroes
 
 cdef enum:
@@ -42,6 +43,7 @@ cdef struct RingFormat:
     uint8_t in_order
     uint8_t event_idx
     uint8_t indirect
+    uint8_t big                 # receive buffers are chains of BIG_PAGES
     uint8_t header_bytes        # of the virtio header, 5.1.6: 10, 12 or 20
     uint32_t alignment          # of the device area, for legacy devices
     uint64_t features           # negotiated

@@ -14,7 +14,7 @@ from ._queue import QueuePair
 from .control import Control
 from .errors import DeviceBroken, Error, FeatureMissing, NotVirtioNet, PortClosed
 from .memory import PortMemory
-from .negotiate import SEGMENTS, Features, negotiate, parse
+from .negotiate import SEGMENTS, Features, negotiate, parse, receive_mode
 from .nic import Mac
 from .spec import (
     MAX_FRAME,
@@ -31,6 +31,7 @@ from .wakeup import WakeUp
 
 ETHERNET_HEADER = 14
 NET_HEADER = 12
+BIG_PAGES = 17  # of a receive buffer for 65589 bytes and a header
 MIN_MTU = 68  # 5.1.4.1
 DEFAULT_MTU = 1500
 
@@ -108,17 +109,16 @@ class BringUp:
     def _negotiate(self) -> None:
         """Steps 4 to 6: agree on features, and see that the device agrees too."""
         device = self._transport
-        features = self._features = negotiate(device.offered_features(), self._wanted)
+        offered = device.offered_features()
+        features = negotiate(offered, self._wanted)
+        if self._largest(features) < MAX_SEGMENTED and SEGMENTS & features.negotiated:
+            features = negotiate(offered, self._wanted - SEGMENTS)
+        self._features = features
         mtu = self._read_mtu() if Feature.MTU in features.negotiated else None
-        mergeable = Feature.MRG_RXBUF in features.negotiated
-        most = min(self._ring_size or MAX_FRAME, self._pages or MAX_FRAME) if mergeable else 1
-        if mtu is not None and mtu + ETHERNET_HEADER + NET_HEADER > most * PAGE:
+        if mtu is not None and mtu + ETHERNET_HEADER > self._largest(features):
             # 5.1.4.2: with MTU accepted, there would have to be buffers for such a frame
-            features = negotiate(device.offered_features(), self._wanted - {Feature.MTU})
-            self._features, mtu = features, None
-        if most * PAGE < MAX_SEGMENTED + NET_HEADER and SEGMENTS & features.negotiated:
-            features = negotiate(device.offered_features(), features.wanted - SEGMENTS)
-            self._features = features
+            features = self._features = negotiate(offered, features.wanted - {Feature.MTU})
+            mtu = None
         self._mtu = DEFAULT_MTU if mtu is None else mtu
         self._max_frame = MAX_FRAME if mtu is None else min(MAX_FRAME, mtu + ETHERNET_HEADER)
         self._claim_pairs(features)
@@ -132,6 +132,15 @@ class BringUp:
                 'leave some out: open(..., features=["-mrg_rxbuf"]) and the like',
             )
         self._mac = self._read_mac()
+
+    def _largest(self, features: Features) -> int:
+        """Bytes of the largest frame that receive buffers of that mode hold."""
+        mode, pages = receive_mode(features.negotiated), self._pages or MAX_FRAME
+        if mode == "mergeable" or Feature.INDIRECT_DESC not in features.negotiated:
+            pages = min(pages, self._ring_size or MAX_FRAME)
+        if mode != "mergeable":
+            pages = min(pages, BIG_PAGES) if mode == "big" else 1
+        return pages * PAGE - NET_HEADER
 
     def _claim_pairs(self, features: Features) -> None:
         """Are there as many queue pairs as are wanted, and can they be switched on?"""
@@ -200,6 +209,7 @@ class BringUp:
             "in_order": Feature.IN_ORDER in negotiated,
             "event_idx": Feature.EVENT_IDX in negotiated,
             "indirect": Feature.INDIRECT_DESC in negotiated,
+            "big": receive_mode(negotiated) == "big",
             "features": self._features.bits,
             "header_bytes": NET_HEADER if mergeable else device.plain_header_bytes,
             "alignment": device.ring_alignment,

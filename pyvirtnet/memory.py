@@ -36,7 +36,7 @@ class PortMemory:
         )
         self.region = dma.memory.allocate(starts[-1] + CONTROL_BYTES)
         self.pools = [
-            PagePool(self.region, start, *pool, max(rx, tx, 64))
+            PagePool(self.region, start, *pool, max(rx, tx, 64, pool[0] * self.format["big"]))
             for start, pool, rx, tx in zip(starts, pools, sizes[::2], sizes[1::2], strict=False)
         ]
 
@@ -59,11 +59,10 @@ class PortMemory:
         return sum(pool.free_pages for pool in self.pools)
 
     def _ring_bytes(self, index: int) -> int:
-        extras: dict[str, bool] = {}  # of transmit rings only
-        if index % 2:
-            extras["tables"] = self.format["indirect"]
-            extras["headers"] = bool(self.format["features"] >> Feature.CSUM & 1)
-        return ring_bytes(self.sizes[index], **extras, **self._layout)
+        send, form = bool(index % 2), self.format
+        tables = form["indirect"] and (send or form["big"])
+        headers = send and bool(form["features"] >> Feature.CSUM & 1)
+        return ring_bytes(self.sizes[index], tables=tables, headers=headers, **self._layout)
 
     def _pool_size(self, ring: int, pages: int | None) -> tuple[int, int]:
         """Pages and head slots of a queue pair."""

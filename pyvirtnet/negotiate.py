@@ -93,7 +93,7 @@ _COMMANDS = (
 )
 REQUIRES: dict[Feature, frozenset[Feature]] = {
     **dict.fromkeys(_COMMANDS, frozenset({Feature.CTRL_VQ})),
-    **dict.fromkeys(SEGMENTS, frozenset({Feature.GUEST_CSUM, Feature.MRG_RXBUF})),
+    **dict.fromkeys(SEGMENTS, frozenset({Feature.GUEST_CSUM})),
     Feature.HOST_TSO4: frozenset({Feature.CSUM}),
     Feature.HOST_TSO6: frozenset({Feature.CSUM}),
     Feature.HOST_USO: frozenset({Feature.CSUM}),
@@ -149,6 +149,13 @@ def _has_what_it_requires(feature: Feature, agreed: frozenset[Feature]) -> bool:
     return REQUIRES.get(feature, frozenset()) <= agreed and (one is None or bool(one & agreed))
 
 
+def receive_mode(negotiated: frozenset[Feature]) -> str:
+    """ "mergeable", "big" or "small": what receive buffers are (5.1.6.3.1)."""
+    if Feature.MRG_RXBUF in negotiated:
+        return "mergeable"
+    return "big" if SEGMENTS & negotiated else "small"
+
+
 def negotiate(offered_bits: int, wanted: frozenset[Feature] = SUPPORTED) -> Features:
     """The features both sides have, without those whose prerequisites are missing (2.2.1)."""
     offered = frozenset(feature for feature in Feature if offered_bits >> feature & 1)
@@ -161,4 +168,6 @@ def negotiate(offered_bits: int, wanted: frozenset[Feature] = SUPPORTED) -> Feat
     agreed = offered & wanted
     while spoilt := {feature for feature in agreed if not _has_what_it_requires(feature, agreed)}:
         agreed -= spoilt
+    if receive_mode(agreed) == "big" and Feature.INDIRECT_DESC not in agreed:
+        agreed -= {Feature.RING_PACKED, Feature.IN_ORDER}  # buffers of many descriptors each
     return Features(offered, wanted, agreed, offered_bits)

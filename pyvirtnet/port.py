@@ -14,7 +14,7 @@ from .arena import arena
 from .control import Events, Filters, Tuning
 from .errors import Error, PortClosed
 from .life import Life
-from .negotiate import OFFLOADS, Features, parse
+from .negotiate import OFFLOADS, Features, parse, receive_mode
 from .nic import Link, Stats
 from .spec import LINK_UP, MAX_SEGMENTED, MIN_FRAME, Feature, NetConfig
 from .transport import open_transport
@@ -198,14 +198,13 @@ class Port(Life, Awaited, Filters, Tuning, Events):
 
     def info(self) -> dict[str, Any]:
         """What the port runs on, for people and for bug reports."""
-        mergeable = Feature.MRG_RXBUF in self._features.negotiated
         return {
             "name": self.name,
             "transport": type(self._transport).__name__,
             "mac": str(self.mac),
             "mtu": self._mtu,
             "max_frame": self.max_frame,
-            "receive_mode": "mergeable" if mergeable else "small",
+            "receive_mode": receive_mode(self._features.negotiated),
             "ring_format": "packed" if self._format["packed"] else "split",
             "ring_sizes": self._sizes,
             "queue_pairs": self._pairs,

@@ -138,7 +138,7 @@ def comes_back(user: User) -> None:
     assert (nic.held_pages, nic.held_slots, nic.port.tx_pending) == (0, 0, 0)
     info = nic.port.info()
     ring = min(info["ring_sizes"])
-    largest = (ring if info["receive_mode"] == "mergeable" else 1) * PAGE - HEADER
+    largest = {"mergeable": ring, "big": 17, "small": 1}[info["receive_mode"]] * PAGE - HEADER
     nic.pass_through([*frames(40), *(frame(min(9014, largest), i) for i in range(4))])
     sent = nic.port.send_burst(frames(8))
     assert sent == min(8, ring)

@@ -72,7 +72,7 @@ def check_sizes(sizes: list[int], tx: Port, rx: Port | None) -> None:
     if largest > tx.max_frame:
         why = f"it sends up to {tx.max_frame} bytes, for its MTU is {tx.mtu}"
         raise Error(f"{tx.name} cannot send {largest} bytes", why, f"--size {tx.max_frame} or less")
-    if rx is not None and rx.info()["receive_mode"] != "mergeable" and buffers(largest) > 1:
+    if rx is not None and rx.info()["receive_mode"] == "small" and buffers(largest) > 1:
         why = "its device does not merge receive buffers (MRG_RXBUF), a frame must fit into one"
         mend = f"--size {PAGE - NET_HEADER} or less"
         raise Error(f"{rx.name} cannot receive {largest} bytes", why, mend)
