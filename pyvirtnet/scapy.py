@@ -91,6 +91,10 @@ class PortSocket(SuperSocket):
             ready = [one for one in ports if one._receive(wait / len(ports))]
         return ready
 
+    def fileno(self) -> int:
+        """The port's, see `Port.fileno`; frames that were received already do not show there."""
+        return self.port.fileno()
+
     def close(self) -> None:
         """Close the port too if this socket opened it."""
         if not self.closed:

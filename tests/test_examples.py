@@ -1,5 +1,6 @@
 """Every example under examples/ does what it says."""
 
+import asyncio
 import importlib.util
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from scapy.layers.dns import DNS, DNSQR
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
@@ -110,6 +111,30 @@ def test_dns_responder():
             "198.51.100.7",
             60,
         )
+
+
+def test_asyncio_echo(capsys):
+    """It ends in order when the port is closed, unlike those that poll."""
+    ping = Ether(src=PEER, dst=OURS) / IP(src="192.0.2.9", dst="192.0.2.1") / ICMP() / Raw(b"data")
+    module = example("asyncio_echo")
+    with pyvirtnet.open(NEAR) as port, pyvirtnet.open(FAR) as far:
+
+        async def served():
+            serving = asyncio.create_task(module.serve(port, "192.0.2.1"))
+            replies = await asyncio.to_thread(ask, far, ping, ping)
+            for _ in range(10):  # seconds, until it has said something
+                await asyncio.sleep(1)
+                if said := capsys.readouterr().out:
+                    break
+            port.close()
+            await serving
+            return replies, said
+
+        replies, said = asyncio.run(asyncio.wait_for(served(), SECONDS))
+    assert [(one[IP].dst, one[ICMP].type, one[Raw].load) for one in replies] == [
+        ("192.0.2.9", 0, b"data")
+    ] * 2
+    assert said.startswith("2 frames came, 2 were sent\n")
 
 
 def test_dpkt_talkers():

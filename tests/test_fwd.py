@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from scapy.packet import Raw
 import pyvirtnet
 from pyvirtnet import Port
 from pyvirtnet.cli import fwd
-from pyvirtnet.cli._fwd_loop import Forwarder, Lane
+from pyvirtnet.cli._fwd_loop import IDLE, Forwarder, Lane
 from pyvirtnet.cli._pktgen_traffic import Stop
 from pyvirtnet.testing import NetDevice
 from pyvirtnet.transport.sim import SimTransport
@@ -155,15 +156,35 @@ def test_frames_longer_than_the_other_port_sends_are_dropped_and_counted() -> No
         assert (lane.received, lane.sent, lane.unsent, lane.too_long) == (4, 2, 0, 2)
 
 
-def test_it_sleeps_when_nothing_comes(
-    ends: tuple[Port, Port, Port, Port], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = ends[0]
-    lane, waits = Lane(left, left, "drop"), []
-    monkeypatch.setattr(lane, "step", lambda most, timeout: waits.append(timeout) or 0)
-    for poll in (True, False):
-        Forwarder([lane], Stop(), poll=poll).run(None, 0.2, lambda now: None)
-        assert (max(waits) == 0) == poll
+@pytest.mark.parametrize("poll", [True, False])
+def test_it_sleeps_when_nothing_comes(ends: tuple[Port, Port, Port, Port], poll: bool) -> None:
+    left, right, *_ = ends
+    lanes = [Lane(left, right, "io"), Lane(right, left, "io")]
+    used = time.process_time()
+    Forwarder(lanes, Stop(), poll=poll).run(None, 0.6, lambda now: None)
+    used = time.process_time() - used
+    assert poll or used < 0.3
+    assert (sum(lane.empty for lane in lanes) < 2 * IDLE + 100) != poll
+
+
+def test_a_sleeper_wakes_for_either_port(ends: tuple[Port, Port, Port, Port]) -> None:
+    left, right, far_left, far_right = ends
+    forwarder = Forwarder([Lane(left, right, "io"), Lane(right, left, "io")], Stop(), poll=False)
+
+    def send() -> None:
+        for far in (far_right, far_left) * 3:
+            while not any(lane.empty > IDLE for lane in forwarder.lanes):
+                time.sleep(0.001)
+            for lane in forwarder.lanes:
+                lane.empty = 0
+            far.send_burst([FRAME])
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    forwarder.run(6, 60, lambda now: None)
+    sender.join(60)
+    assert [lane.received for lane in forwarder.lanes] == [3, 3]
+    assert forwarder.seconds < 30
 
 
 # ---- the command -------------------------------------------------------------------------------

@@ -141,6 +141,7 @@ def test_select_takes_what_is_ready(ports):
     near.send(PACKETS[0])
     near.send(PACKETS[1])
     assert PortSocket.select([near, far], SECONDS) == [far]
+    assert far.fileno() == ports[1].fileno()
     assert bytes(far.recv()) == bytes(PACKETS[0])
     assert PortSocket.select([far]) == [far]  # received before, not taken yet
     assert bytes(far.recv(20)) == bytes(PACKETS[1])[:20]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable, Sequence
 
 from .._burst import RxBurst
 from .._echo import answer_pings
 from .._headers import swap_flows, swap_macs
+from ..errors import FeatureMissing
 from ..nic import Stats
 from ..port import Port
 from ._pktgen_traffic import Stop
@@ -15,8 +17,8 @@ from ._pktgen_traffic import Stop
 Change = Callable[[RxBurst], RxBurst]  # a burst as it came, and what of it goes on
 
 IDLE = 1000  # rounds that find nothing before the loop sleeps
-NAP = 0.05  # seconds on a port's receive interrupt, at the most
-SHORT_NAP = 0.001  # where another port may have something meanwhile
+NAP = 0.05  # seconds on the receive interrupts, at the most: Ctrl-C is heard then
+SHORT_NAP = 0.001  # where there are no interrupts
 DRAIN = 0.5  # seconds, at the most
 
 
@@ -76,10 +78,10 @@ class Lane:
         self.received = self.kept = self.sent = self.unsent = self.too_long = self.empty = 0
         self.bursts = [0] * (burst.bit_length() + 1)
 
-    def step(self, most: int | None, timeout: float = 0.0) -> int:
+    def step(self, most: int | None) -> int:
         """One burst, of `most` frames at the most; how many came."""
         n = self._most if most is None else min(self._most, most)
-        burst = self.rx.recv_burst(n, timeout=timeout)
+        burst = self.rx.recv_burst(n)
         came = len(burst)
         if came == 0:
             self.empty += 1
@@ -132,10 +134,9 @@ class Forwarder:
         end = float("inf") if seconds is None else began + seconds
         idle = 0
         while not self.stop.signal and now < end and (count is None or count > 0):
-            if idle < IDLE or self._poll:
-                came = self._round(count, 0.0)
-            else:
-                came = self._round(count, NAP if len(self.lanes) == 1 else SHORT_NAP)
+            if idle >= IDLE and not self._poll:
+                self._sleep()
+            came = self._round(count)
             then, now = now, time.perf_counter()
             if came:
                 count = None if count is None else count - came
@@ -147,6 +148,13 @@ class Forwarder:
 
         self._drain()
 
+    def _sleep(self) -> None:
+        """Until one of the ports may have something."""
+        try:
+            select.select(self.ports, [], [], NAP)
+        except FeatureMissing:
+            time.sleep(SHORT_NAP)
+
     def _drain(self) -> None:
         """What was sent leaves before the ports are closed, unless its device has stopped."""
         end = time.monotonic() + DRAIN
@@ -154,9 +162,9 @@ class Forwarder:
             for port in self.ports:
                 port.reclaim()
 
-    def _round(self, count: int | None, timeout: float) -> int:
+    def _round(self, count: int | None) -> int:
         came = 0
         for lane in self.lanes:
             if count is None or came < count:
-                came += lane.step(None if count is None else count - came, timeout)
+                came += lane.step(None if count is None else count - came)
         return came

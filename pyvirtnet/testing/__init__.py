@@ -21,6 +21,7 @@ from .memory import MemoryMap
 from .misdeeds import MISDEEDS
 from .net import NetDevice
 from .rules import DEFAULT_FEATURES, SPOKEN
+from .tap import TapDevice
 from .violation import Violation
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Loopback",
     "MemoryMap",
     "NetDevice",
+    "TapDevice",
     "Violation",
     "Wire",
     "feature_names",

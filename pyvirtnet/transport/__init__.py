@@ -14,6 +14,10 @@ def open_transport(address: str, *, noiommu: bool = False) -> Transport:
     if not isinstance(address, str):
         raise TypeError(f"a port's address is a string such as '0000:00:04.0', not {address!r}")
     kind, colon, _ = address.partition(":")
+    if address.startswith("sim:tap/"):
+        from .sim_tap import open_sim_tap
+
+        return open_sim_tap(address)
     if colon and kind == "sim":
         from .sim import open_sim
 

@@ -220,7 +220,7 @@ def open_sim(address: str) -> SimTransport:
     those of `NetDevice`, every feature has a switch of its name.
     """
     kind, _, query = address.removeprefix("sim:").partition("?")
-    options = _parse(address, query)
+    options = parse_options(address, query)
     match kind.split("/"):
         case ["loopback"]:
             return SimTransport(Loopback(**options), address)
@@ -228,7 +228,7 @@ def open_sim(address: str) -> SimTransport:
             return _open_cable(address, name, end, options)
     raise NoSuchDevice(
         f"no simulator {address!r}",
-        "there are sim:loopback, sim:cable/NAME/0 and sim:cable/NAME/1",
+        "there are sim:loopback, sim:cable/NAME/0, sim:cable/NAME/1 and sim:tap/NAME",
         "use one of these addresses",
     )
 
@@ -246,7 +246,7 @@ def _open_cable(address: str, name: str, end: str, options: dict[str, Any]) -> S
     return here
 
 
-def _parse(address: str, query: str) -> dict[str, Any]:
+def parse_options(address: str, query: str) -> dict[str, Any]:
     """The keyword arguments of a device that the options ask for."""
     features, features_known = DEFAULT_FEATURES, feature_names(SPOKEN).lower()
     options: dict[str, Any] = {"queue_size": 256, "pairs": 1}
