@@ -14,6 +14,7 @@ cdef class QueuePair(Sender):
     cdef bint stopped               # closed because the device was reset
     cdef bint away                  # closed, yet calls find nothing instead of raising
     cdef object look                # called now and then: is the device there, and is it ours?
+    cdef object restart             # called to start this pair alone anew
     cdef uint32_t calls, idle_calls
     cdef double looked              # when
     cdef object rx_call, tx_call    # doorbells of devices in this process

@@ -86,10 +86,22 @@ cdef class QueuePair(Sender):
         self.closed = PortClosed("a queue pair is closed", "it was never started")
         self.irq_fd, self.wake_fds = -1, ()
 
-    def __init__(self, name, look, index=0):
+    def __init__(self, name, look, index=0, restart=None):
         self.name, self.look = f"{name} queue pair {index}" if index else name, look
-        self.index = index
+        self.index, self.restart = index, restart
         self.nothing = empty_rx_burst()
+
+    def reset(self, *, size=None):
+        """Start both rings of this pair anew, empty, while the other pairs go on (2.6.1).
+
+        `size` is the entries that each has from now on, up to what it had at first; until the port
+        is reset. Frames in flight are lost, bursts and views stay as they are, counters go on.
+        Raises FeatureMissing where the device has no RING_RESET, QueueBusy while another thread is
+        in a call, ValueError for a size that no ring has here, DeviceTimeout.
+        """
+        if self.closed is not None:
+            raise self._gone()
+        self.restart(self, size)
 
     # Underscored are the calls that only the port may make: they follow what the device does.
 
@@ -158,6 +170,19 @@ cdef class QueuePair(Sender):
         self.rx.bell.due = self.tx.bell.due = 0
         self._call_sleeper()
         return self._let_go()
+
+    def _hold(self, why):
+        """As `pause`, for a device that has yet to let go of the rings: they stay as they are."""
+        before = self.closed
+        self.closed, self.away = why, True
+        if enter(&self.rx_busy):
+            if enter(&self.tx_busy):
+                leave(&self.rx_busy)
+                leave(&self.tx_busy)
+                return True
+            leave(&self.rx_busy)
+        self.closed, self.away = before, False
+        return False
 
     def _pause(self, why):
         """As `stop`, but until it is set up again, calls find nothing instead of raising.

@@ -87,6 +87,10 @@ class BringUp:
         """A queue idles: see how the device is."""
         raise NotImplementedError
 
+    def _restart(self, queue: QueuePair, size: int | None) -> None:
+        """A queue pair is to be reset alone."""
+        raise NotImplementedError
+
     def _bring_up(self) -> None:
         """The initialisation sequence (3.1.1)."""
         device = self._transport
@@ -167,35 +171,37 @@ class BringUp:
         self._sizes, self._format = sizes, form
         if not self._queues:
             self._make_queues()
-        for queue, pool in zip(self._queues, memory.pools, strict=True):
-            rx, tx = 2 * queue.index, 2 * queue.index + 1
-            queue._set_up(
-                pool,
-                memory.rings[rx],
-                sizes[rx],
-                memory.rings[tx],
-                sizes[tx],
-                mergeable=Feature.MRG_RXBUF in self._features.negotiated,
-                max_frame=self._max_frame,
-                start=self._transport.start_index,
-                **form,
-            )
-        set_up = self._transport.setup_queue
-        bells = [set_up(index, memory.addresses(index)) for index in range(len(sizes))]
+        bells = [bell for queue in self._queues for bell in self._set_up_pair(queue, memory)]
         self._control.set_up(self._features, memory.region, self._pairs)
         return bells
 
+    def _set_up_pair(self, queue: QueuePair, memory: PortMemory) -> list[Doorbell]:
+        rx, tx = 2 * queue.index, 2 * queue.index + 1
+        queue._set_up(
+            memory.pools[queue.index],
+            memory.rings[rx],
+            memory.sizes[rx],
+            memory.rings[tx],
+            memory.sizes[tx],
+            mergeable=Feature.MRG_RXBUF in self._features.negotiated,
+            max_frame=self._max_frame,
+            start=self._transport.start_index,
+            **self._format,
+        )
+        return [self._transport.setup_queue(index, memory.addresses(index)) for index in (rx, tx)]
+
     def _start(self, bells: list[Doorbell]) -> None:
         """Receive buffers are posted; who waits is told of all there is now."""
-        device = self._transport
-        alarms, changes = device.alarm_fds(), self._change_fds()
         if self._changes is not None:
-            self._changes.watch(changes)
+            self._changes.watch(self._change_fds())
             self._changes.call()
         for queue in self._queues:
-            rx, tx = 2 * queue.index, 2 * queue.index + 1
-            others = alarms if queue.index else changes
-            queue._start(bells[rx], bells[tx], device.interrupt_fd(rx), others)
+            self._start_pair(queue, *bells[2 * queue.index : 2 * queue.index + 2])
+
+    def _start_pair(self, queue: QueuePair, rx_bell: Doorbell, tx_bell: Doorbell) -> None:
+        device = self._transport
+        others = device.alarm_fds() if queue.index else self._change_fds()
+        queue._start(rx_bell, tx_bell, device.interrupt_fd(2 * queue.index), others)
 
     def _change_fds(self) -> list[int]:
         """What is readable when the device has something to say."""
@@ -229,12 +235,13 @@ class BringUp:
 
     def _make_queues(self) -> None:
         """A pair that was stopped serves again, so that what refers to it goes on."""
-        look = _look_at(weakref.WeakMethod(self._look))
+        look = _weakly(weakref.WeakMethod(self._look))
+        restart = _weakly(weakref.WeakMethod(self._restart))
         for index in range(self._pairs):
             idle = [q for q in self._past if q.index == index and q.pool is None]
             if idle:
                 self._past.remove(idle[-1])
-            self._queues.append(idle[-1] if idle else QueuePair(self.name, look, index))
+            self._queues.append(idle[-1] if idle else QueuePair(self.name, look, index, restart))
         # The documented methods are shadowed by the queue's own, which take no Python frame.
         first = self._queues[0]
         vars(self).update(
@@ -274,6 +281,12 @@ class BringUp:
             raise ValueError(f"ring_size={size}: {self.name} takes {kind} from 2 to {largest}")
         return size
 
+    def _least_ring(self) -> int:
+        """Entries that a ring needs: with MTU accepted, buffers for such a frame (5.1.4.2)."""
+        if not {Feature.MTU, Feature.MRG_RXBUF} <= self._features.negotiated:
+            return 2
+        return max(2, -(-(self._max_frame + NET_HEADER) // PAGE))
+
     def _read_mtu(self) -> int:
         mtu = self._config("<H", NetConfig.MTU)
         if mtu < MIN_MTU:
@@ -295,11 +308,11 @@ class BringUp:
         return value
 
 
-def _look_at(method: weakref.WeakMethod[Callable[[], None]]) -> Callable[[], None]:
+def _weakly(method: weakref.WeakMethod[Callable[..., None]]) -> Callable[..., None]:
     """A call of a port's method that does not keep the port."""
 
-    def look() -> None:
-        if (call := method()) is not None:
-            call()
+    def call(*arguments: Any) -> None:
+        if (bound := method()) is not None:
+            bound(*arguments)
 
-    return look
+    return call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import operator
 import os
 import sys
 import time
@@ -15,8 +16,9 @@ from types import TracebackType
 from typing import Self
 
 from ._pages import disown_stores
+from ._queue import QueuePair
 from .bringup import BringUp
-from .errors import DeviceGone, Error, PortClosed, QueueBusy
+from .errors import DeviceGone, Error, FeatureMissing, PortClosed, QueueBusy
 from .spec import Feature
 from .transport.base import Transport
 
@@ -65,6 +67,41 @@ class Life(BringUp):
             self._transport.revive()
             self._bring_up()
             self._gone_at = None
+
+    def _restart(self, queue: QueuePair, size: int | None) -> None:
+        """Reset one pair's rings, and only then let go of what the device held (2.6.1)."""
+        if Feature.RING_RESET not in self._features.negotiated:
+            raise FeatureMissing(
+                f"no queue of {self.name} can be reset alone",
+                "the device does not offer RING_RESET",
+                "QEMU 7.2 and later: queue_reset=on; port.reset() starts all of them anew",
+            )
+        rings, mend = (2 * queue.index, 2 * queue.index + 1), "call it again"
+        why = PortClosed(f"{self.name} is closed", "a queue pair is being reset", mend)
+        with self._care, self._change():
+            memory = self._memory
+            if memory is None or queue not in self._queues:
+                raise (self._down or why).copy()
+            sizes = [memory.sizes[i] if size is None else operator.index(size) for i in rings]
+            for index, wanted in zip(rings, sizes, strict=True):
+                memory.check_size(index, wanted, self._least_ring())
+            if not queue._hold(why):
+                raise QueueBusy(
+                    f"{self.name} cannot reset a queue pair",
+                    "another thread is in one of its calls",
+                    "let that call end first",
+                )
+            try:
+                for index in rings:
+                    self._transport.reset_queue(index)
+                queue._stop(why)
+                while queue.pool is not None:  # a call that began just now is about to end
+                    time.sleep(0)
+                memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
+                self._start_pair(queue, *self._set_up_pair(queue, memory))
+            except BaseException as error:  # the device may go on writing: all of it has to stop
+                self._take_down(error if isinstance(error, Error) else why)
+                raise
 
     def close(self) -> None:
         """Reset the device, then let go of it. Live views stay readable. May be called twice."""

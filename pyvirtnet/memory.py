@@ -27,6 +27,7 @@ class PortMemory:
 
     def __init__(self, sizes: Sequence[int], ring_format: dict[str, Any], pages: int | None):
         self.sizes, self.format = list(sizes), dict(ring_format)
+        self._largest = tuple(sizes)
         self._layout = {name: ring_format[name] for name in ("packed", "alignment")}
         ends = list(accumulate(self._ring_bytes(index) for index in range(len(sizes))))
         self.rings = [0, *ends[:-1]]  # where each begins
@@ -45,6 +46,13 @@ class PortMemory:
         size, start = self.sizes[index], self.region.iova + self.rings[index]
         parts = ring_parts(size, **self._layout)
         return QueueAddresses(size, *(start + part for part in parts))
+
+    def check_size(self, index: int, size: int, least: int) -> None:
+        """ValueError if the ring cannot have this size where it lies."""
+        packed, most = self.format["packed"], self._largest[index]
+        if not least <= size <= most or (size & (size - 1) and not packed):
+            kind = "sizes" if packed else "powers of two"
+            raise ValueError(f"size={size}: the ring takes {kind} from {least} to {most}")
 
     def clear_headers(self) -> None:
         for pool in self.pools:

@@ -48,6 +48,7 @@ SUPPORTED = frozenset(
         Feature.GUEST_USO4,
         Feature.GUEST_USO6,
         Feature.GUEST_HDRLEN,
+        Feature.RING_RESET,
     }
 )
 

@@ -152,7 +152,7 @@ def test_a_device_that_offers_every_bit(make_nic):
     nic = make_nic(NetDevice(features=EVERYTHING, mtu=1500))
     assert nic.device.accepted == to_bits(SUPPORTED - ON_REQUEST)
     assert nic.device.accepted & ~mask(*FEATURES) == 0
-    assert not SUPPORTED & {Feature.SR_IOV, Feature.RING_RESET, Feature.STANDBY}
+    assert not SUPPORTED & {Feature.SR_IOV, Feature.STANDBY}
     nic.pass_through(frames(300))
 
 

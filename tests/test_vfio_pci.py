@@ -225,6 +225,7 @@ class TestQueues:
         with pytest.raises(ValueError, match="power of two"):
             open_port(fake).setup_queue(0, QueueAddresses(size, 0, 0, 0))
 
+    @pytest.mark.rule("PCI-025", "VQC-001")
     @pytest.mark.parametrize("reads", [0, 1, 5])
     def test_a_queue_reset_alone_is_awaited_and_set_up_anew(self, fake, reads):
         fake.features |= RING_RESET

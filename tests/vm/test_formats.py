@@ -73,3 +73,23 @@ def test_a_wait_ends_with_its_interrupt(ports: tuple[Port, Port]) -> None:
         assert bytes(frame) == bytes([number]) * 60
         assert time.monotonic() - start < SECONDS / 4, "found by a look, not by the interrupt"
         timer.join()
+
+
+@pytest.mark.rule("VQC-003", "PCI-026", "PCI-027")
+def test_a_queue_pair_is_reset_alone(ports: tuple[Port, Port]) -> None:
+    """QEMU offers RING_RESET from 7.2 on."""
+    for size in (None, 64, 16, 256):
+        for port in ports:
+            port.send_burst([bytes(60)] * 3)  # in flight, or not any more
+            port.queues[0].reset(size=size)
+            assert port.info()["ring_sizes"] == [size or 256] * 2
+        for tx, rx in (ports, ports[::-1]):
+            while len(rx.recv_burst(64, timeout=0.1)):
+                pass  # what came before
+            content = [bytes([n]) * 1514 for n in range(100)]
+            left, got = content, list[bytes]()
+            end = time.monotonic() + SECONDS
+            while len(got) < len(content) and time.monotonic() < end:
+                left = left[tx.send_burst(left[:8]) :]
+                got += [bytes(frame) for frame in rx.recv_burst(64, timeout=0.05)]
+            assert sorted(got) == content
