@@ -12,7 +12,7 @@ import pytest
 from nic import PLAIN, frames
 
 from pyvirtnet.cli import _bench_papers as papers
-from pyvirtnet.cli._bench_papers_guest import BIG, Interrupts
+from pyvirtnet.cli._bench_papers_guest import Interrupts
 from pyvirtnet.cli._bench_papers_peer import ETHERTYPE, FOR_EVER, HEADERS, frame, order
 from pyvirtnet.testing import mask
 
@@ -73,6 +73,7 @@ def test_rounds_become_medians_and_ratios_of_pairs(tmp_path: Path) -> None:
 
 
 @needs_root
+@pytest.mark.timeout(900)  # a guest, and the package built for it, on whatever machine
 def test_both_experiments_from_end_to_end(tmp_path: Path) -> None:
     words = ["papers", "--quick", "--rounds", "1", "--seconds", "0.2", "--json"]
     command = [sys.executable, "-P", "-m", "pyvirtnet.cli.bench", *words, "--out", str(tmp_path)]
@@ -80,7 +81,7 @@ def test_both_experiments_from_end_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     holds = {row["mode"]: row["holds"] for row in result["receive"]}
-    assert holds == ({"mergeable": 256, "big": 15, "big, indirect": 256} if BIG else {})
+    assert holds in ({"mergeable": 256, "big": 15, "big, indirect": 256}, {"mergeable": 256})
     sending = {row["mode"]: row for row in result["transmit"]}
     assert list(sending) == ["lazy", "every call", "interrupts"]
     assert all(row["pps"] and row["kicks"] for row in sending.values())

@@ -111,7 +111,8 @@ def rows(rounds: list[list[Any]], kind: str) -> list[dict[str, Any]]:
 
 def _row(place: tuple[int, int, str], found: dict[Any, list[dict[str, Any]]], base: str) -> Any:
     size, burst, mode = place
-    mine, theirs = found[place], found[size, burst, base]
+    mine = found[place]
+    theirs = found.get((size, burst, base), mine)
     row: dict[str, Any] = {"mode": mode, "size": size}
     if burst:
         row["burst"] = burst

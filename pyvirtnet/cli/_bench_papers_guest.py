@@ -16,8 +16,6 @@ from typing import Any
 import pyvirtnet
 
 from ..errors import Error
-from ..negotiate import SUPPORTED
-from ..spec import Feature
 from ._bench_papers_peer import order
 from ._bench_testpmd import huge_pages
 from ._vm_machine import bdf
@@ -37,7 +35,6 @@ RECEIVE: dict[str, tuple[str, ...]] = {
     "big": (*_RECEIVE, "-mrg_rxbuf", "-indirect_desc"),
     "big, indirect": (*_RECEIVE, "-mrg_rxbuf"),
 }
-BIG = Feature.GUEST_TSO4 in SUPPORTED
 RECLAIM = ("lazy", "every call", "interrupts")
 Row = tuple[str, dict[str, Any]]
 
@@ -168,9 +165,15 @@ def _repeat(step: Callable[[], object], seconds: float) -> int:
 # ---- both
 
 
+def _receivers() -> list[str]:
+    """Those that this driver has."""
+    with pyvirtnet.open(NIC, features=RECEIVE["big"], pages=PIECES * RING) as port:
+        return list(RECEIVE) if port.info()["receive_mode"] == "big" else ["mergeable"]
+
+
 def one_round(sizes: Sequence[int], bursts: Sequence[int], seconds: float) -> Iterator[Row]:
-    for size in sizes if BIG else ():
-        for name in RECEIVE:
+    for size in sizes:
+        for name in _receivers():
             yield "receive", {"mode": name, "size": size, **receive(name, size, seconds)}
     for burst in bursts:
         for name in RECLAIM:

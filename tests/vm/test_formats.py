@@ -93,3 +93,8 @@ def test_a_queue_pair_is_reset_alone(ports: tuple[Port, Port]) -> None:
                 left = left[tx.send_burst(left[:8]) :]
                 got += [bytes(frame) for frame in rx.recv_burst(64, timeout=0.05)]
             assert sorted(got) == content
+    for port in ports:
+        end = time.monotonic() + SECONDS
+        while port.tx_pending and time.monotonic() < end:
+            port.reclaim()
+        assert port.tx_pending == 0
