@@ -9,6 +9,7 @@ from ..errors import DeviceBusy, Error, InterfaceInUse, NoIommu, NoPermission, N
 from . import steps
 from .host import IOMMU_MEND, VFIO_PCI, Host, Until, read
 from .memo import forget, recall, remember, who_had
+from .persist import let_go, persist, persists
 from .steps import Owner
 from .uses import traffic, uses
 
@@ -35,19 +36,23 @@ def bind(
     owner: Owner | None = None,
     force: bool = False,
     noiommu: bool = False,
+    at_boot: bool = False,
     dry_run: bool = False,
     host: Host | None = None,
     say: Say = lambda line: None,
 ) -> None:
     """Bind NICs to vfio-pci: all of them, or none if one can't be. `owner` gets their nodes.
 
-    `noiommu` takes those without an IOMMU too, with all that this exposes.
+    `noiommu` takes those without an IOMMU too, with all that this exposes. `at_boot` binds them at
+    each boot from now on, until they are restored.
     """
     host = host or Host()
     bdfs = list(dict.fromkeys(_resolve(host, nic) for nic in nics))
     for bdf in bdfs:
         _refuse_bind(host, bdf, force, noiommu)
     plans = [_plan_bind(host, bdf, bdfs, owner or Owner(), noiommu) for bdf in bdfs]
+    for plan in plans if at_boot else ():
+        _stay(host, plan, owner or Owner(), noiommu)
     _run(host, plans, dry_run, say)
 
 
@@ -164,6 +169,22 @@ def _plan_bind(host: Host, bdf: str, bdfs: list[str], owner: Owner, noiommu: boo
     return plan
 
 
+def _stay(host: Host, plan: _Plan, owner: Owner, noiommu: bool) -> None:
+    """The last step: a rule that binds it at each boot. Undone with the others."""
+    if noiommu:
+        why = "nothing switches VFIO's no-IOMMU mode on at boot"
+        raise Error(f"cannot bind {plan.bdf} at each boot", why, "leave --persist out")
+    undo, before = plan.undo, persists(host, plan.bdf)
+
+    def back(until: Until) -> bool:
+        if not before:
+            let_go(host, plan.bdf)
+        return undo(until)
+
+    plan.undo = back
+    plan.step("bind it at each boot", partial(persist, host, plan.bdf, owner))
+
+
 def _back(host: Host, bdf: str, old: str | None, names: list[str], until: Until) -> bool:
     moved = steps.put_back(host, bdf, old, until)
     if moved and names:
@@ -216,6 +237,8 @@ def _refuse_restore(host: Host, bdf: str) -> None:
 def _plan_restore(host: Host, bdf: str) -> _Plan:
     now, memo = host.driver(bdf), recall(host, bdf)
     plan = _Plan(bdf, lambda until: False)
+    if persists(host, bdf):
+        plan.step("no longer bind it at each boot", lambda until: let_go(host, bdf))
     if now not in (None, VFIO_PCI):
         names = ", ".join(host.interfaces(bdf)) or "none"
         plan.step(f"keep {now}: not bound to {VFIO_PCI}, interface {names}", lambda until: None)

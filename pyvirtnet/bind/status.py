@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .host import VFIO_PCI, Host, read
+from .persist import persists
 from .uses import uses
 
 _VIRTIO_NET = "virtio-net"
@@ -50,6 +51,7 @@ class Nic:
     owner: str | None
     mode: str | None
     iommu: bool  # one stands between it and the machine's memory
+    at_boot: bool  # bound to vfio-pci at each boot
     holders: list[str]
     obstacles: list[str]
 
@@ -86,6 +88,7 @@ def _nic(host: Host, bdf: str, name: str) -> Nic:
         owner=_owner(node) if node else None,
         mode=stat.filemode(node.stat().st_mode) if node else None,
         iommu=host.group(bdf) is not None and not host.is_bare(bdf),
+        at_boot=persists(host, bdf),
         holders=holders,
         obstacles=_obstacles(host, bdf, node, holders),
     )

@@ -33,6 +33,8 @@ def parser() -> Parser:
     take.add_argument("--user", help="who shall own /dev/vfio/N, by name or number")
     take.add_argument("--group", help="the group that may open it too, by name or number")
     take.add_argument("--force", action="store_true", help="take it even if the kernel uses it")
+    about = "bind it at each boot, too, by a rule of udev's; restore ends that"
+    take.add_argument("--persist", action="store_true", help=about)
     about = "take it without an IOMMU: nothing then protects this machine's memory from it"
     take.add_argument("--noiommu", action="store_true", help=about)
     return made
@@ -56,6 +58,7 @@ def _do(args: argparse.Namespace, host: Host) -> int:
         if args.command == "bind":
             owner = Owner(args.user, args.group)
             switches = {word: getattr(args, word) for word in ("force", "noiommu", "dry_run")}
+            switches["at_boot"] = args.persist
             bind(args.nics, owner=owner, **switches, host=host, say=say)
         else:
             restore(args.nics, dry_run=args.dry_run, host=host, say=say)
@@ -128,6 +131,7 @@ def _state(nic: Nic) -> str:
 
 def _details(nic: Nic) -> list[str]:
     lines = [nic.name] if nic.name else []
+    lines += ["bound to vfio-pci at each boot"] if nic.at_boot else []
     lines += [f"in use: {use}" for use in nic.uses]
     for one in nic.members:
         what = "a bridge, harmless" if one.bridge else one.driver or "no driver"

@@ -232,6 +232,32 @@ def pwd_uid(name: str) -> int:
     return int(subprocess.run(["id", "-u", name], check=True, capture_output=True).stdout)
 
 
+def test_a_persistent_binding_comes_back_as_at_boot() -> None:
+    """udev is told of the NIC as it is when a machine starts, with the kernel's driver on it."""
+    rule = Path(f"/etc/udev/rules.d/70-pyvirtnet-{NIC}.rules")
+    assert tool.main([NIC, "--persist", "--user", "user", "--group", "user"]) == 0
+    try:
+        assert rule.exists()
+        HOST.write(HOST.path(NIC) / "driver_override", "\n")
+        HOST.write(HOST.path(NIC) / "driver/unbind", NIC)
+        HOST.write(HOST.pci / "drivers_probe", NIC)
+        assert HOST.driver(NIC) == "virtio-pci"
+        for words in (["control", "--reload"], ["trigger", "--action=add", str(HOST.path(NIC))]):
+            subprocess.run(["udevadm", *words], check=True)
+        subprocess.run(["udevadm", "settle", "--timeout=60"], check=True)
+        with HOST.watch() as until:
+            assert until(lambda: HOST.driver(NIC) == "vfio-pci", 30)
+            assert until(lambda: node().exists() and node().stat().st_uid == pwd_uid("user"), 30)
+        assert stat.S_IMODE(node().stat().st_mode) == 0o660
+    finally:
+        assert tool.main(["restore", NIC]) == 0
+    assert not rule.exists()
+    subprocess.run(["udevadm", "control", "--reload"], check=True)
+    subprocess.run(["udevadm", "trigger", "--action=add", str(HOST.path(NIC))], check=True)
+    subprocess.run(["udevadm", "settle", "--timeout=60"], check=True)
+    assert HOST.driver(NIC) == "virtio-pci"
+
+
 def test_an_ordinary_user_may_look_and_not_bind() -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pyvirtnet.cli.bind", *words]
