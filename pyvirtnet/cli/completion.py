@@ -61,7 +61,8 @@ def _walk(
     inner = _subparsers(made)
     here = {name: about for name, (_, about) in inner.items()}
     for action in made._actions:
-        here |= {word: action.help or "" for word in action.option_strings if word[:2] == "--"}
+        about = (action.help or "").replace("%%", "%")
+        here |= {word: about for word in action.option_strings if word[:2] == "--"}
         if not action.option_strings and not isinstance(action, argparse._SubParsersAction):
             here |= dict.fromkeys(map(str, action.choices or ()), "")
     yield path, here
