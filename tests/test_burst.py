@@ -25,6 +25,9 @@ class Index:
     def __index__(self):
         return self.value
 
+    def __repr__(self):
+        return f"Index({self.value})"
+
 
 CONTENT = [frame(size, number) for number, size in enumerate(SIZES)]
 

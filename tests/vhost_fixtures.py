@@ -13,7 +13,7 @@ from vhost_backend import BackEnd
 
 import pyvirtnet
 
-SECONDS = 10.0  # for what takes milliseconds
+SECONDS = 60.0  # for what takes milliseconds where nothing else runs
 
 
 @pytest.fixture
