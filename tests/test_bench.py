@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from needs import needs_dpdk, needs_root, needs_valgrind
 
 import pyvirtnet
 from pyvirtnet import Port
@@ -32,31 +33,7 @@ from pyvirtnet.cli._bench_testpmd import SEED_BURST, Counters, parse_stats
 from pyvirtnet.cli._bench_vs_dpdk import SEED, SIZE, summary, unequal
 
 BENCH = [sys.executable, "-P", "-m", "pyvirtnet.cli.bench"]
-IN_CI = os.environ.get("CI") == "true"
 STORED = Path(__file__).parents[1] / "docs/benchmarks/core.json"
-
-
-def lacking() -> str:
-    """Why DPDK cannot be run here; empty if it can."""
-    if shutil.which("dpdk-testpmd") is None:
-        return "dpdk-testpmd is not installed (apt-get install dpdk-dev)"
-    free = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-    enough = free.exists() and int(free.read_text()) >= _bench_testpmd.HUGE_PAGES
-    if not enough and os.geteuid() != 0:
-        return f"there are no {_bench_testpmd.HUGE_PAGES} huge pages, and only root can make some"
-    if len(os.sched_getaffinity(0)) < 2:
-        return "driver and device need a core each"
-    return ""
-
-
-LACKING = lacking()
-needs_dpdk = pytest.mark.skipif(bool(LACKING) and not IN_CI, reason=LACKING or "-")
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 and not IN_CI, reason="only root makes network namespaces"
-)
-needs_valgrind = pytest.mark.skipif(
-    shutil.which("valgrind") is None and not IN_CI, reason="there is no valgrind here"
-)
 
 
 def run(*words: str) -> dict[str, Any]:

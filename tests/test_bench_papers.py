@@ -1,7 +1,6 @@
 """tools/bench papers: what its peer sends, what its rounds become, and a run from end to end."""
 
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -9,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import needs_root
 from nic import PLAIN, frames
 
 from pyvirtnet.cli import _bench_papers as papers
 from pyvirtnet.cli._bench_papers_guest import Interrupts
 from pyvirtnet.cli._bench_papers_peer import ETHERTYPE, FOR_EVER, HEADERS, frame, order
 from pyvirtnet.testing import mask
-
-IN_CI = os.environ.get("CI") == "true"
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 and not IN_CI, reason="only root makes network namespaces"
-)
 
 
 @pytest.mark.parametrize("size", papers.SIZES)

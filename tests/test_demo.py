@@ -1,8 +1,6 @@
 """tools/demo: its figures, what it says on the way, and how it ends when something is wrong."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,11 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
+from needs import needs_guest
 
 from pyvirtnet.cli import demo
 from pyvirtnet.errors import Error
 
-NO_QEMU = shutil.which("qemu-system-x86_64") is None and os.environ.get("CI") != "true"
 BUFFERS = [1, 1, 1, 1, 1, 2, 3, 17]
 KEYS = ["size", "sent", "received", "lost", "corrupt", "pps", "gbps", "buffers_per_frame"]
 BOUND = b"demo: both NICs are bound\n"
@@ -188,7 +186,7 @@ def test_ctrl_c_ends_the_guest(guest: type[Puppet], capsys: pytest.CaptureFixtur
     assert guest.closed == 1
 
 
-@pytest.mark.skipif(NO_QEMU, reason="there is no qemu-system-x86_64 here")
+@needs_guest
 @pytest.mark.timeout(900)  # the first one builds the image
 def test_the_real_one() -> None:
     """All eight sizes in a real guest, with less traffic than a user sees."""

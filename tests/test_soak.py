@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from needs import needs_testpmd
 
 import pyvirtnet
 from pyvirtnet.cli import _soak_loop, soak
@@ -23,17 +22,7 @@ SOAK = [sys.executable, "-P", "-m", "pyvirtnet.cli.soak"]
 CLEAN = dict.fromkeys(("lost", "duplicated", "reordered", "corrupt", "foreign"), 0)
 
 
-def lacking() -> str:
-    if os.environ.get("CI") == "true":
-        return ""
-    if shutil.which("dpdk-testpmd") is None:
-        return "dpdk-testpmd is not installed (apt-get install dpdk-dev)"
-    if len(os.sched_getaffinity(0)) < 2:
-        return "driver and device need a core each"
-    return ""
-
-
-@pytest.mark.skipif(bool(lacking()), reason=lacking() or "-")
+@needs_testpmd
 @pytest.mark.parametrize("rings", ["split", "packed"])
 def test_half_a_million_frames_of_several_sizes_through_testpmd(rings):
     words = ["--without", "ring_packed"] if rings == "split" else []

@@ -8,86 +8,22 @@ from __future__ import annotations
 
 import os
 import selectors
-import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import pytest
+from dpdk_fixtures import huge, path, start
+from needs import needs_testpmd
 from vhost_fixtures import SECONDS, conserved, open_port, poll_until_error, until
 
 import pyvirtnet
 from pyvirtnet._stamp import Checker, stamp
-from pyvirtnet.cli import _bench_testpmd as dpdk
 
-IN_CI = os.environ.get("CI") == "true"
 FRAMES = 1_000_000
-Start = Callable[..., dpdk.Testpmd]
 
 
-def lacking() -> str:
-    if shutil.which("dpdk-testpmd") is None:
-        return "dpdk-testpmd is not installed (apt-get install dpdk-dev)"
-    if len(os.sched_getaffinity(0)) < 2:
-        return "driver and device need a core each"
-    return ""
-
-
-LACKING = lacking()
-pytestmark = pytest.mark.skipif(bool(LACKING) and not IN_CI, reason=LACKING or "-")
-
-
-@pytest.fixture(scope="module")
-def huge() -> Iterator[bool]:
-    """Are there huge pages?"""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(dpdk.huge_pages())
-        except pyvirtnet.Error:
-            yield False
-            return
-        yield True
-
-
-@pytest.fixture
-def start(huge: bool, tmp_path: Path) -> Iterator[Start]:
-    """Starts a testpmd with the sockets `tmp_path`/0 and so on; this process is on another core."""
-    driver_core, device_core = dpdk.cores()
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {driver_core})
-    with ExitStack() as stack:
-        stack.callback(os.sched_setaffinity, 0, allowed)
-
-        def make(
-            mode: str = "io",
-            ports: int = 1,
-            *,
-            extra: str = "",
-            huge: bool = huge,
-            queues: int = 1,
-            **sets: str,
-        ) -> dpdk.Testpmd:
-            vdevs = [
-                f"--vdev=net_vhost{port},iface={tmp_path / str(port)},queues={queues}{extra}"
-                for port in range(ports)
-            ]
-            devices, options = ["--no-pci", *vdevs], ["--port-topology=loop"]
-            options += [f"--rxq={queues}", f"--txq={queues}"] if queues > 1 else []
-            testpmd = dpdk.Testpmd(device_core, driver_core, devices, options, huge=huge)
-            stack.enter_context(testpmd)
-            for name, value in {"fwd": mode, **sets}.items():
-                testpmd.command(f"set {name} {value}")
-            testpmd.command("start")
-            return testpmd
-
-        yield make
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "0")
+pytestmark = needs_testpmd
+__all__ = ["huge", "path", "start"]  # fixtures
 
 
 def exchange(port: pyvirtnet.Port, frames: list[bytes]) -> list[bytes]:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from test_vhost_dpdk import Start, huge, path, pytestmark, start
+from dpdk_fixtures import Start, huge, path, start
+from needs import needs_testpmd
 from vhost_fixtures import SECONDS, conserved, open_port, until
 
 import pyvirtnet
@@ -17,7 +18,8 @@ from pyvirtnet import DeviceGone, DeviceTimeout, Port
 from pyvirtnet._stamp import Checker, stamp
 from pyvirtnet.cli import _bench_testpmd as dpdk
 
-__all__ = ["huge", "path", "pytestmark", "start"]  # fixtures
+pytestmark = needs_testpmd
+__all__ = ["huge", "path", "start"]  # fixtures
 
 WINDOW = 160  # frames on the way, fewer than the ring has posted buffers for
 ANSWER_SECONDS = "pyvirtnet.transport.vhost_messages.ANSWER_SECONDS"

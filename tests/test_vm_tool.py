@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from needs import needs_guest
 
 from pyvirtnet.cli import vm
 from pyvirtnet.cli._vm_cpio import Archive
@@ -21,8 +21,6 @@ from pyvirtnet.cli._vm_package import _prune
 from pyvirtnet.errors import Error
 
 VM = [sys.executable, "-P", "-m", "pyvirtnet.cli.vm"]
-NO_QEMU = shutil.which("qemu-system-x86_64") is None and os.environ.get("CI") != "true"
-needs_guest = pytest.mark.skipif(NO_QEMU, reason="there is no qemu-system-x86_64 here")
 
 # Writes its arguments, each ended by NUL, to the shared folder; both streams; a status of its own.
 PROBE = """
