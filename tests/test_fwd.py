@@ -295,3 +295,6 @@ def test_a_wrong_option_is_one_line(
 def test_a_port_that_cannot_be_opened_is_one_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert fwd.main(["sim:nowhere"]) == 3
     assert "no simulator 'sim:nowhere'" in capsys.readouterr().err
+    for words in (["", "sim:loopback"], ["sim:loopback", ""]):
+        assert fwd.main([*words, "--time", "0.1"]) == 3
+        assert "cannot open ''" in capsys.readouterr().err

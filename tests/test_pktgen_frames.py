@@ -111,7 +111,7 @@ def test_what_scapy_built_is_sent(tool: Tool) -> None:
     dumped = "".join(line.split("  ")[1] for line in tool.out.splitlines()[1:])
     frame = Ether(bytes.fromhex(dumped))
     assert (frame.dst, frame.vlan, frame[UDP].dport) == ("02:00:00:00:00:09", 9, 5)
-    assert tool("tx", HERE, "--scapy", "Ether(", "--count", "1") == 1
+    assert tool("tx", HERE, "--scapy", "Ether(", "--count", "1") == 2
     assert "SyntaxError" in tool.err
 
 
@@ -287,7 +287,7 @@ def test_a_row_for_each_size_and_rate(tool: Tool) -> None:
 def test_the_smallest_frame_is_the_default(tool: Tool) -> None:
     assert tool("loop", HERE, THERE, "--frame", "ipv6/tcp", "--count", "5", "--json") == 0
     assert tool.row["size"] == 14 + 40 + 20 + 18
-    assert tool("loop", HERE, THERE, "--frame", "ipv6/tcp", "--size", "60", "--count", "5") == 1
+    assert tool("loop", HERE, THERE, "--frame", "ipv6/tcp", "--size", "60", "--count", "5") == 2
     assert "--size 92 or more" in tool.err
 
 

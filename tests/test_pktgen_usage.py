@@ -14,6 +14,7 @@ from pyvirtnet import Port
 from pyvirtnet._meter import Meter
 from pyvirtnet._probe import Probes
 from pyvirtnet._stamp import ETHERTYPE, in_flight
+from pyvirtnet.cli import pktgen
 from pyvirtnet.cli._live import Live
 from pyvirtnet.cli._pktgen_options import Mix
 from pyvirtnet.cli._pktgen_report import Row
@@ -49,6 +50,15 @@ def test_tx_sends_all_before_it_ends(tool: Tool) -> None:
         assert checker.check(again) == 400
         assert checker.passed == 400  # one stream, numbers that go on
         assert checker.reordered == 0
+
+
+def test_tx_that_gives_up_has_failed(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pktgen, "PATIENCE", 0.2)
+    assert tool("tx", "sim:loopback?backlog=10", "--count", "100000", "--json") == 1
+    assert tool.row["sent"] < 100000
+    assert tool.row["stalled"]
+    assert not tool.figures["ok"]
+    assert "the device takes no more frames; gave up" in tool.err
 
 
 def sent(port: Port, numbers: list[int], size: int = 200) -> None:
@@ -141,6 +151,12 @@ def test_wrong_usage_is_one_line(tool: Tool, words: tuple[str, ...]) -> None:
     ("words", "status", "what"),
     [
         (("tx", "sim:nowhere"), 3, "no simulator 'sim:nowhere'"),
+        (("loop", "", HERE), 3, "cannot open ''"),
+        (("loop", HERE, ""), 3, "cannot open ''"),
+        (("tx", HERE, "--frame", "ipv4/nosuch"), 2, "no frame 'ipv4/nosuch'"),
+        (("tx", HERE, "--frame", "ipv4", "--vary", "dst-port=1"), 2, "cannot vary dst-port"),
+        (("tx", HERE, "--frame", "ipv4", "--size", "40"), 2, "cannot send 40 bytes"),
+        (("tx", HERE, "--rate", "10%", "--count", "1"), 2, "cannot send at 10%"),
         (("tx", "sim:loopback?mtu=1500", "--size", "60,9014"), 1, "cannot send 9014 bytes"),
         (
             ("loop", HERE, "sim:cable/pktgen/1?mrg_rxbuf=off", "--size", "4085"),
@@ -230,7 +246,7 @@ def test_a_row_knows_whether_all_is_well() -> None:
     assert Row(sent=5, received=5, lost=0, corrupt=0, duplicated=0, reordered=2).whole
     assert not Row(sent=0).whole
     assert not Row(sent=5, received=0).whole
-    for damage in ("lost", "corrupt", "duplicated"):
+    for damage in ("lost", "corrupt", "duplicated", "stalled"):
         row = Row(sent=5, received=5)
         assert row.whole
         setattr(row, damage, 1)

@@ -33,6 +33,10 @@ _LACKING = (
 )
 
 
+class WrongUsage(errors.Error):
+    """Arguments that are each well-formed, and don't make sense together."""
+
+
 def program(name: str) -> str:
     """What the user called the command: `pyvirtnet pktgen`, or by its door, `tools/pktgen`."""
     return os.environ.get("PYVIRTNET_DOOR", "pyvirtnet ") + name
@@ -50,6 +54,8 @@ class Parser(argparse.ArgumentParser):
 
 def status_of(error: errors.Error) -> int:
     """The exit status that an error means."""
+    if isinstance(error, WrongUsage):
+        return USAGE
     return ENVIRONMENT if isinstance(error, _LACKING) else FAILED
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from .._meter import payload_at
 from .._probe import PROBE_BYTES
 from .._stamp import ETHERTYPE
-from ..errors import Error
+from ..errors import LibraryMissing
+from ._command import WrongUsage
 from ._pktgen_options import Vary, flows
 
 Bytes = NDArray[np.uint8]
@@ -75,11 +76,11 @@ def _icmp(kind: int) -> Callable[[str | None], bytes]:
 
 
 def build(text: str, dst: bytes, src: bytes) -> bytes:
-    """All headers of a frame, as GRAMMAR says. Raises Error."""
+    """All headers of a frame, as GRAMMAR says. Raises WrongUsage."""
     try:
         return dst + src + _network([part for part in text.split("/") if part])
     except (ValueError, struct.error) as error:
-        raise Error(f"no frame {text!r}", str(error), f"a frame is {GRAMMAR}") from None
+        raise WrongUsage(f"no frame {text!r}", str(error), f"a frame is {GRAMMAR}") from None
 
 
 def _network(parts: list[str]) -> bytes:
@@ -121,13 +122,14 @@ def from_scapy(expression: str) -> bytes:
     try:
         from scapy import all as scapy  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
-        raise Error("cannot make a frame of scapy's", str(error), "pip install scapy") from None
+        what = "cannot make a frame of scapy's"
+        raise LibraryMissing(what, str(error), "pip install scapy") from None
     try:
         frame = bytes(eval(expression, vars(scapy)))
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         mend = "such as 'Ether()/IP(dst=\"192.0.2.2\")/UDP(dport=9)'"
-        raise Error(f"no frame {expression!r}", why, mend) from None
+        raise WrongUsage(f"no frame {expression!r}", why, mend) from None
     return frame[: payload_at(frame)]
 
 
@@ -151,7 +153,7 @@ class Template:
             self.upper = at + length if self.at > at + length else None
         if self.at % 2 or self.at != payload_at(header + bytes(64)):
             why = "its payload would not begin where its headers say"
-            raise Error("no frame to be numbered", why, f"a frame is {GRAMMAR}")
+            raise WrongUsage("no frame to be numbered", why, f"a frame is {GRAMMAR}")
 
     @property
     def least(self) -> int:
@@ -169,7 +171,8 @@ class Template:
         at, width = self._place(one.field)
         if at is None or any(len(value) != width for value in one.values):
             why = f"the frame has no {one.field} of {len(one.values[0])} bytes"
-            raise Error(f"cannot vary {one.field}", why, "--frame vlan/ipv4/udp has all of them")
+            mend = "--frame vlan/ipv4/udp has all of them"
+            raise WrongUsage(f"cannot vary {one.field}", why, mend)
         values = np.frombuffer(b"".join(one.values), np.uint8).reshape(-1, width)
         turns = values[np.arange(len(rows)) % len(values)]
         if one.field == "vlan":  # keeps the priority

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from math import lcm
 
 from .._probe import PROBE_BYTES
-from ..errors import Error
 from ..spec import MAX_FRAME
-from ._command import mac, number
+from ._command import WrongUsage, mac, number
 
 ETHERNET = 14
 MIN_PROBE = ETHERNET + PROBE_BYTES
@@ -93,7 +92,7 @@ class Rate:
             return self.value / (size * 8)
         if line is None:
             why = "the port does not say how fast its line is"
-            raise Error(f"cannot send at {self.text}", why, "name it: --line 10G")
+            raise WrongUsage(f"cannot send at {self.text}", why, "name it: --line 10G")
         return self.value / 100 * line / ((size + ON_THE_WIRE) * 8)
 
 

@@ -40,6 +40,7 @@ class Row:
     ring_full  percent of attempts to send that found the transmit ring full
     limit      what held it back: rate (the one asked for), device (it took frames no faster),
                program (this one made or took them no faster), sender (the other end)
+    stalled    the device took no more, or nothing more came, before the row was done
     rx, tx     the driver's counters, of this row alone
     """
 
@@ -61,6 +62,7 @@ class Row:
     latency_us: dict[str, float] = field(default_factory=dict)
     limit: str | None = None
     ring_full: float | None = None
+    stalled: bool = False
     tx: dict[str, int] = field(default_factory=dict)
     rx: dict[str, int] = field(default_factory=dict)
 
@@ -70,7 +72,8 @@ class Row:
         frames = self.sent if self.received is None else self.received
         if self.sent is None:
             frames = (frames or 0) + (self.foreign or 0)
-        return bool(frames) and not (self.lost or self.corrupt or self.duplicated)
+        failed = self.lost or self.corrupt or self.duplicated or self.stalled
+        return bool(frames) and not failed
 
     @property
     def p50_us(self) -> float | None:

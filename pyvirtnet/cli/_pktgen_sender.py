@@ -15,6 +15,7 @@ from .._probe import Probes
 from .._stamp import STREAM, in_flight
 from ..errors import Error
 from ..port import Port
+from ._command import WrongUsage
 from ._pktgen_frames import Template
 from ._pktgen_options import Mix, Vary
 
@@ -58,7 +59,7 @@ class Sender:
         if min(mix.sizes) < template.least:
             what = f"cannot send {min(mix.sizes)} bytes"
             why = f"headers and number of such a frame take {template.least}"
-            raise Error(what, why, f"--size {template.least} or more")
+            raise WrongUsage(what, why, f"--size {template.least} or more")
         self.port, self.stream = port, stream
         self.sent = self.calls = self.full = 0
         self._probes = Probes(template.tables(mix.sizes, stream.varies), stream.number)

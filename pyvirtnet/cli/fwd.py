@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stack.enter_context(watchable())
-        names = [name for name in (args.port, args.other) if name]
+        names = [name for name in (args.port, args.other) if name is not None]
         ports = [stack.enter_context(pyvirtnet.open(name)) for name in names]
         others = ports if args.mode == "icmp-echo" else ports[::-1]
         lanes = [

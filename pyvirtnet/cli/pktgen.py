@@ -92,13 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    names = [getattr(args, role, None) for role in ("tx", "rx")]
-    about = {"mode": args.command}
-    about |= {role: name for role, name in zip(("tx", "rx"), names, strict=True) if name}
+    named = {role: getattr(args, role) for role in ("tx", "rx") if hasattr(args, role)}
+    about = {"mode": args.command, **named}
     with ExitStack() as stack:
         stack.enter_context(watchable())
         ports = {
-            name: stack.enter_context(pyvirtnet.open(name)) for name in dict.fromkeys(names) if name
+            name: stack.enter_context(pyvirtnet.open(name))
+            for name in dict.fromkeys(named.values())
         }
         report = Report(args.json, about)
         with Stop() as stop:
@@ -188,6 +188,7 @@ def _row(job: Job, mix: Mix, rate: Rate | None) -> Row:
     else:
         row, what = send(tx, mix, job.source, run), "the device takes no more frames"
     if run.stalled() and not job.stop.signal and (rate is None or rx is None):
+        row.stalled = True
         job.report.note(f"{mix.label} bytes: {what}; gave up after {run.bounds.patience:g} s")
     return row
 
