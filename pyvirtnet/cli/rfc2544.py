@@ -113,6 +113,13 @@ def _all(args: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     return results
 
 
+class Quiet(Report):
+    """Trials are many, and short: a line tells of each, not of what goes on in it."""
+
+    def due(self, now: float) -> bool:
+        return False
+
+
 class Bench:
     """Trials between two ports."""
 
@@ -120,7 +127,7 @@ class Bench:
         self.args, self.tx, self.rx, self.stop = args, tx, rx, stop
         header = build(args.frame, args.dst or rx.mac, tx.mac)
         self.stream = Stream(header, number=secrets.randbelow(1 << 16))
-        self.live, self.report = Live(), Report(as_json=True, about={})
+        self.live, self.report = Live(), Quiet(as_json=True, about={})
         least = Template(header).least
         for mix in args.size:
             check_sizes([max(*mix.sizes, least)], tx, rx)
