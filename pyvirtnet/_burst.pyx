@@ -142,6 +142,20 @@ cdef class Burst:
         """
         return self._headers()[:, :OFFLOAD.itemsize].view(OFFLOAD)[:, 0]
 
+    @property
+    def hash_value(self):
+        """uint32[n]: the device's hash of each frame, 0 where it gave none. See `hash_type`."""
+        return self._headers()[:, 12:16].view("<u4")[:, 0]
+
+    @property
+    def hash_type(self):
+        """uint16[n]: what the hash was taken over (VIRTIO 1.3, 5.1.6.4.4): 0 nothing, 1 IPv4, 2 TCP
+        and 3 UDP over it, 4 IPv6, 5 TCP and 6 UDP over that, 7 to 9 these with extension headers.
+
+        All zero without features=["+hash_report"] and `port.hash_types` set.
+        """
+        return self._headers()[:, 16:18].view("<u2")[:, 0]
+
     cdef object _headers(self):
         """The frames' virtio headers, uint8[n, 20], as kept in private memory."""
         cdef cnp.npy_intp shape[2]

@@ -74,6 +74,9 @@ cdef bint header_received(NetHdr *header, uint64_t features, uint32_t length) no
     """Is this copy of a header one of a frame of `length` bytes? What means nothing becomes 0."""
     cdef uint8_t kind = header.gso_type & ~GSO_ECN
     cdef bint allowed = kind == GSO_NONE
+    if not has(features, BIT_GUEST_CSUM):
+        memset(header, 0, sizeof(NetHdr))
+        return True
     header.flags &= NEEDS_CSUM | DATA_VALID  # others are ignored (5.1.6.4.2)
     if not header.flags & NEEDS_CSUM:
         header.csum_start = header.csum_offset = 0

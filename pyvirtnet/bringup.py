@@ -31,6 +31,7 @@ from .wakeup import WakeUp
 
 ETHERNET_HEADER = 14
 NET_HEADER = 12
+HASHED_HEADER = 20  # 5.1.6.3.1: with HASH_REPORT
 BIG_PAGES = 17  # of a receive buffer for 65589 bytes and a header
 MIN_MTU = 68  # 5.1.4.1
 DEFAULT_MTU = 1500
@@ -209,7 +210,9 @@ class BringUp:
 
     def _ring_format(self) -> dict[str, Any]:
         negotiated, device = self._features.negotiated, self._transport
-        mergeable = Feature.MRG_RXBUF in negotiated
+        header = NET_HEADER if Feature.MRG_RXBUF in negotiated else device.plain_header_bytes
+        if Feature.HASH_REPORT in negotiated:
+            header = HASHED_HEADER
         return {
             "packed": Feature.RING_PACKED in negotiated,
             "in_order": Feature.IN_ORDER in negotiated,
@@ -217,7 +220,7 @@ class BringUp:
             "indirect": Feature.INDIRECT_DESC in negotiated,
             "big": receive_mode(negotiated) == "big",
             "features": self._features.bits,
-            "header_bytes": NET_HEADER if mergeable else device.plain_header_bytes,
+            "header_bytes": header,
             "alignment": device.ring_alignment,
         }
 

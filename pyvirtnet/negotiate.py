@@ -49,6 +49,7 @@ SUPPORTED = frozenset(
         Feature.GUEST_USO6,
         Feature.GUEST_HDRLEN,
         Feature.RING_RESET,
+        Feature.HASH_REPORT,
     }
 )
 
@@ -76,7 +77,7 @@ SEGMENTS = frozenset(
 # Wanted only where they are asked for: with CTRL_VLAN a device starts to drop tagged frames
 # (5.1.6.5.3), which nobody expects of a port that was just opened.
 # With offloads, frames come with checksums that are not made yet, and as large as 64 KiB.
-ON_REQUEST = frozenset({Feature.CTRL_VLAN}) | OFFLOADS
+ON_REQUEST = frozenset({Feature.CTRL_VLAN, Feature.HASH_REPORT}) | OFFLOADS
 
 # 5.1.3.1: a feature and those it cannot be accepted without, or would be of no use.
 _COMMANDS = (
@@ -91,6 +92,7 @@ _COMMANDS = (
     Feature.NOTF_COAL,
     Feature.VQ_NOTF_COAL,
     Feature.DEVICE_STATS,
+    Feature.HASH_REPORT,
 )
 REQUIRES: dict[Feature, frozenset[Feature]] = {
     **dict.fromkeys(_COMMANDS, frozenset({Feature.CTRL_VQ})),

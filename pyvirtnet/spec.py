@@ -165,6 +165,7 @@ class Command(Enum):
     ANNOUNCE_ACK = (3, 0)
     VQ_PAIRS_SET = (4, 0)
     RSS_CONFIG = (4, 1)
+    HASH_CONFIG = (4, 2)
     GUEST_OFFLOADS_SET = (5, 0)
     NOTF_COAL_TX_SET = (6, 0)
     NOTF_COAL_RX_SET = (6, 1)

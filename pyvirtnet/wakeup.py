@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Iterable
@@ -41,7 +42,11 @@ class WakeUp:
                 self._epoll.unregister(fd)
         self._watched = {fd for fd in fds if fd >= 0}
         for fd in self._watched:
-            self._add(fd)
+            try:
+                self._add(fd)
+            except OSError as error:  # closed meanwhile, by another thread: it wakes nobody
+                if error.errno != errno.EBADF:
+                    raise
 
     def _add(self, fd: int) -> None:
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)

@@ -9,7 +9,7 @@ from test_checksums import BUILDERS, internet_checksum, ipv4, ipv6
 from test_checksums import frame as ethernet
 
 import pyvirtnet
-from pyvirtnet import Feature, Gso, HeaderFlag
+from pyvirtnet import Feature, Gso, HashType, HeaderFlag
 from pyvirtnet.negotiate import OFFLOADS
 from pyvirtnet.testing import NetDevice, mask
 
@@ -404,6 +404,75 @@ def test_any_checksum_that_was_left_is_made(off):
     assert internet_checksum(bytes(burst[0])[101:]) == 0
     assert bytes(burst[0])[:199] == made[:199]
     assert bytes(burst[0])[201:] == made[201:]
+
+
+# ---- hashes --------------------------------------------------------------------------------------
+
+HASHED = {
+    "split": PLAIN | mask("ctrl_vq", "hash_report"),
+    "packed": PLAIN | mask("ctrl_vq", "hash_report", "ring_packed", "indirect_desc"),
+    "small": (PLAIN | mask("ctrl_vq", "hash_report")) & ~mask("mrg_rxbuf"),
+    "with offloads": OFFERED | mask("ctrl_vq", "hash_report"),
+    "big": (OFFERED | mask("ctrl_vq", "hash_report", "indirect_desc")) & ~mask("mrg_rxbuf"),
+}
+
+
+@pytest.mark.rule("NET-030", "NET-034", "NET-079", "NET-081", "NET-085")
+@pytest.mark.parametrize("name", HASHED)
+def test_hashes_come_with_the_frames(make_nic, name):
+    """The model objects to smaller buffers, and to what is not 0 in headers of sent frames."""
+    nic = make_nic(offered=HASHED[name], features=[*NAMES, "hash_report"])
+    assert Feature.HASH_REPORT in nic.port.features.negotiated
+    sizes = [14, 60, 128, 129, 1514, 4084]
+    sizes += [] if name == "small" else [4085, 9014, 40000]
+    for number, size in enumerate(sizes):
+        assert nic.device.deliver(frame(size, number), hashed=(0xDEADBEE0 + number, number))
+    burst = nic.port.recv_burst(16)
+    assert [bytes(one) for one in burst] == [frame(size, i) for i, size in enumerate(sizes)]
+    assert burst.hash_value.tolist() == [0xDEADBEE0 + number for number in range(len(sizes))]
+    assert burst.hash_type.tolist() == list(range(len(sizes)))
+    assert burst[1::2].hash_type.tolist() == list(range(len(sizes)))[1::2]
+    assert nic.port.send_burst(burst) == len(sizes)
+    assert nic.device.take() == [bytes(one) for one in burst]
+    nic.device.complete()
+    assert nic.port.send_burst([frame(60), frame(2000)]) == 2
+    assert nic.device.take_with_headers() == [bytes(20) + frame(60), bytes(20) + frame(2000)]
+    nic.device.complete()
+    if name == "with offloads":
+        made = laid_out(nic, tcp(9000))
+        pyvirtnet.defer_checksums(made, gso_size=1000)
+        assert nic.port.send_burst(made) == 1
+        (one,) = nic.device.take_with_headers()
+        assert one[:4] == bytes((1, 1, 54, 0))
+        assert one[12:20] == bytes(8)
+        nic.device.complete()
+
+
+@pytest.mark.rule("NET-086", "NET-030")
+def test_hashes_come_on_request_only(make_nic):
+    for features, offered in (
+        ((), HASHED["split"]), (("hash_report",), PLAIN | mask("hash_report"))
+    ):  # fmt: skip
+        nic = make_nic(offered=offered, features=features)
+        assert Feature.HASH_REPORT not in nic.port.features.negotiated
+        assert nic.device.deliver(frame(60))
+        assert nic.port.recv_burst(1).hash_type.tolist() == [0]
+        with pytest.raises(pyvirtnet.FeatureMissing, match="cannot set what it hashes"):
+            nic.port.hash_types = HashType.TCPV4
+
+
+@pytest.mark.rule("CVQ-020", "CVQ-026")
+def test_what_is_hashed(make_nic):
+    nic = make_nic(offered=HASHED["split"], features=["hash_report"])
+    assert nic.port.hash_types == HashType(0)
+    for _ in range(2):
+        nic.port.hash_types = HashType.TCPV4 | HashType.IPV6
+        assert nic.port.hash_types == HashType.TCPV4 | HashType.IPV6
+        assert nic.device.control.hashing[:13] == struct.pack("<I8xB", 2 | 8, 40)
+        nic.port.reset()
+        assert nic.device.control.hashing[:4] == struct.pack("<I", 2 | 8)
+    with pytest.raises(ValueError, match="the device has"):
+        nic.port.hash_types = 1 << 9
 
 
 def test_offloads_are_switched_without_a_reset(make_nic):

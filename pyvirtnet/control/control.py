@@ -32,6 +32,7 @@ COMMANDS: dict[Command, tuple[str, tuple[Feature, ...]]] = {
     Command.ANNOUNCE_ACK: ("acknowledge an announcement", (Feature.GUEST_ANNOUNCE,)),
     Command.VQ_PAIRS_SET: ("set its number of queue pairs", (Feature.MQ,)),
     Command.RSS_CONFIG: ("set receive-side scaling", (Feature.RSS,)),
+    Command.HASH_CONFIG: ("set what it hashes", (Feature.HASH_REPORT,)),
     Command.GUEST_OFFLOADS_SET: ("set receive offloads", (Feature.CTRL_GUEST_OFFLOADS,)),
     Command.NOTF_COAL_TX_SET: ("coalesce transmit interrupts", _COAL),
     Command.NOTF_COAL_RX_SET: ("coalesce receive interrupts", _COAL),

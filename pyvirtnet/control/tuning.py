@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ..spec import Command, Feature, HashType, NetConfig
 from . import statistics
 from .control import Control
-from .values import Coalescing, Rss, RssLimits
+from .values import Coalescing, Rss, RssLimits, encode_hashing
 
 # Receive offloads and their bits in the command's mask, which are those of the features (5.1.6.5.8)
 GUEST_OFFLOADS = frozenset(
@@ -43,15 +43,33 @@ class Tuning:
         self._control.set(command, command, data, value)
 
     @property
+    def hash_types(self) -> HashType:
+        """What of a frame goes into the hash that `burst.hash_value` is; HashType(0), none, until
+        it is set. With RSS set, the hash is RSS's own. Needs features=["+hash_report"]."""
+        value: HashType = self._control.get(Command.HASH_CONFIG, HashType(0))
+        return value
+
+    @hash_types.setter
+    def hash_types(self, types: HashType) -> None:
+        command = Command.HASH_CONFIG
+        self._control.require(command)
+        wanted = HashType(types)
+        most = self._control.read_number(NetConfig.RSS_MAX_KEY, 1)
+        data = encode_hashing(wanted, self._supported_hashes(), most)
+        self._control.set(command, command, data, wanted)
+
+    def _supported_hashes(self) -> HashType:
+        return HashType(self._control.read_number(NetConfig.HASH_TYPES, 4) & sum(HashType))
+
+    @property
     def rss_limits(self) -> RssLimits:
         """What the device can do: bytes of a key, entries of a table, hash types."""
         self._control.require(Command.RSS_CONFIG)
         read = self._control.read_number
-        known = sum(HashType)
         return RssLimits(
             key=read(NetConfig.RSS_MAX_KEY, 1),
             table=read(NetConfig.RSS_MAX_TABLE, 2),
-            hash_types=HashType(read(NetConfig.HASH_TYPES, 4) & known),
+            hash_types=self._supported_hashes(),
         )
 
     @property

@@ -104,6 +104,15 @@ class Rss:
         )
 
 
+def encode_hashing(types: HashType, supported: HashType, most: int) -> bytes:
+    """What a device is to hash, by the key that treats both directions alike, or so many bytes of
+    it as the device takes (5.1.6.5.6.4)."""
+    if int(types) & ~int(supported):
+        raise ValueError(f"hash types {types!r}: the device has {supported!r}")
+    key = _SYMMETRIC_KEY[:most]
+    return struct.pack("<I8xB", types, len(key)) + key
+
+
 @dataclass(frozen=True)
 class Coalescing:
     """When the device interrupts: after so many microseconds or frames, whichever comes first.

@@ -79,7 +79,7 @@ class ControlUnit:
         """Back to the beginning (2.4); what is refused, and what was logged, stays."""
         self.filter = Filter()
         self.mac: bytes | None = None
-        self.pairs, self.rss = 1, b""
+        self.pairs, self.rss, self.hashing = 1, b"", b""
         self.offloads: int | None = None
         self.coalescing: dict[int, tuple[int, int]] = {}
         self.announced = 0
@@ -186,6 +186,19 @@ class ControlUnit:
         self.rss, self.pairs = data, tx_queues
         return OK, b""
 
+    def _set_hash(self, _: int, data: bytes) -> _Answer:
+        if len(data) < 13 or 13 + data[12] != len(data):
+            _object("HASH_CONFIG has all of its fields", "5.1.6.5.6.4", data)
+        if any(data[4:12]):
+            _object("reserved words of HASH_CONFIG are 0", "5.1.6.5.6.4", data)
+        (types,) = struct.unpack_from("<I", data)
+        if types & ~HASH_TYPES:
+            _object("hash types are those that are supported", _RSS, data)
+        if data[12] > MAX_KEY:
+            return ERR, b""
+        self.hashing = data
+        return OK, b""
+
     def _set_offloads(self, _: int, data: bytes) -> _Answer:
         (offloads,) = struct.unpack("<Q", data)
         if offloads & ~(OFFLOADS & self._features):
@@ -261,6 +274,7 @@ _COMMANDS: dict[tuple[int, int], tuple[int, int | None, _Method]] = {
     (3, 0): (mask("guest_announce"), 0, ControlUnit._announced),
     (4, 0): (mask("mq"), 2, ControlUnit._set_pairs),
     (4, 1): (mask("rss"), None, ControlUnit._set_rss),
+    (4, 2): (mask("hash_report"), None, ControlUnit._set_hash),
     (5, 0): (mask("ctrl_guest_offloads"), 8, ControlUnit._set_offloads),
     **{(6, side): (mask("notf_coal"), 8, ControlUnit._coalesce) for side in (0, 1)},
     (6, 2): (mask("vq_notf_coal"), 12, ControlUnit._coalesce_queue),

@@ -16,6 +16,8 @@ from .layout import (
     GSO_UDP,
     GSO_UDP_L4,
     GUEST_HDRLEN,
+    HASH_REPORT,
+    HASHED_HEADER,
     HOST_ECN,
     HOST_TSO4,
     HOST_TSO6,
@@ -52,6 +54,11 @@ class Fields(NamedTuple):
 
 def check_transmitted(data: bytes, features: int, mtu: int | None, where: Where) -> None:
     """Header and frame obey what was negotiated; `mtu` is None unless MTU was."""
+    if features & HASH_REPORT:
+        if any(data[_SIZE:HASHED_HEADER]):
+            seen = f"{words(where)}: header {data[:HASHED_HEADER].hex()}"
+            raise Violation("hash fields are 0 in what is transmitted", "5.1.6.2", seen)
+        data = data[:_SIZE] + data[HASHED_HEADER:]
     frame = len(data) - _SIZE
     if frame < ETHERNET_HEADER or frame > LARGEST_FRAME:
         limits = f"{ETHERNET_HEADER} to {LARGEST_FRAME} bytes"

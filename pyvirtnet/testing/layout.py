@@ -52,7 +52,7 @@ RING_RESET = mask("ring_reset")
 CTRL_VQ, CTRL_VLAN = mask("ctrl_vq"), mask("ctrl_vlan")
 MANY_QUEUES = mask("mq", "rss")
 HOST_TSO4, HOST_TSO6, HOST_ECN = mask("host_tso4"), mask("host_tso6"), mask("host_ecn")
-GUEST_HDRLEN = mask("guest_hdrlen")
+GUEST_HDRLEN, HASH_REPORT = mask("guest_hdrlen"), mask("hash_report")
 HOST_UFO, HOST_USO = mask("host_ufo"), mask("host_uso")
 GUEST_SEGMENTS = mask("guest_tso4", "guest_tso6", "guest_ufo", "guest_uso4", "guest_uso6")
 
@@ -75,6 +75,8 @@ EVENT_ENABLE, EVENT_DISABLE, EVENT_AT = 0, 1, 2  # 2.8.10
 # struct virtio_net_hdr, 5.1.6: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset,
 # num_buffers
 NET_HEADER = Struct("<BBHHHHH")
+HASHED_HEADER = 20  # with HASH_REPORT: hash_value, hash_report and padding behind
+HASH_FIELDS = Struct("<IHH")
 NEEDS_CSUM = 1
 GSO_NONE, GSO_TCPV4, GSO_UDP, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 3, 4, 5, 0x80
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from .layout import NET_HEADER
+from .layout import HASHED_HEADER, NET_HEADER
 
 # (bytes with the header, capacity of each free buffer, source of chance) -> bytes for each buffer
 # used, in order; None if they do not suffice.
@@ -24,11 +24,11 @@ def fill(total: int, capacities: Sequence[int], rng: random.Random) -> list[int]
 
 
 def scatter(total: int, capacities: Sequence[int], rng: random.Random) -> list[int] | None:
-    """Each buffer is given a random part of what it could hold, the first at least the header."""
+    """Each buffer is given a random part of what it could hold, the first at least a header."""
     lengths: list[int] = []
     left = total
     for capacity in capacities:
-        least = NET_HEADER.size if not lengths else 1
+        least = HASHED_HEADER if not lengths else 1
         lengths.append(rng.randint(min(least, left), min(left, capacity)))
         left -= lengths[-1]
         if not left:

@@ -10,7 +10,17 @@ from .chain import Chain
 from .control import HASH_TYPES, MAX_KEY, MAX_TABLE, ControlUnit
 from .device import examined
 from .header import check_transmitted
-from .layout import ANNOUNCE, CTRL_VLAN, LINK_UP, MRG_RXBUF, MTU, NET_CONFIG, mask
+from .layout import (
+    ANNOUNCE,
+    CTRL_VLAN,
+    HASH_FIELDS,
+    HASH_REPORT,
+    LINK_UP,
+    MRG_RXBUF,
+    MTU,
+    NET_CONFIG,
+    mask,
+)
 from .memory import Translate
 from .merge import MERGES, Merge, exactly, spread
 from .queue import Virtqueue, joins
@@ -110,14 +120,16 @@ class NetDevice(NetRules):
         *frames: bytes,
         lengths: Sequence[int] | None = None,
         header: bytes = bytes(HEADER - 2),
+        hashed: tuple[int, int] = (0, 0),
         batch: bool = True,
         pair: int = 0,
     ) -> bool:
         """Give frames to the driver; False, and nothing done, if there is no room for them all.
 
         `lengths` says how the bytes of header and frame spread over buffers, else `merge` does.
-        `header` is the virtio header but for num_buffers. `batch` publishes all at once, else
-        the used index moves frame by frame. ValueError: a frame that never fits one buffer.
+        `header` is the virtio header but for num_buffers, `hashed` hash_value and hash_report.
+        `batch` publishes all at once, else the used index moves frame by frame. ValueError: a frame
+        that never fits one buffer.
         """
         queue = self._live(2 * pair)
         self.look(queue)
@@ -126,7 +138,8 @@ class NetDevice(NetRules):
         plans = list(self._plans(queue, wanted, exactly(lengths) if lengths else self.merge))
         if len(plans) < len(wanted):
             return False
-        steps = [self._write(queue, *step, header) for step in zip(wanted, plans, strict=True)]
+        pairs = zip(wanted, plans, strict=True)
+        steps = [self._write(queue, *step, header, hashed) for step in pairs]
         if batch:
             steps = [[part for step in steps for part in step]]
         for step in steps:
@@ -155,7 +168,7 @@ class NetDevice(NetRules):
     ) -> Iterator[list[int]]:
         used = 0
         for frame in frames:
-            total = HEADER + len(frame)
+            total = self.header_bytes + len(frame)
             if used == len(queue.ready):
                 return
             first = queue.ready[used].capacity
@@ -171,9 +184,15 @@ class NetDevice(NetRules):
             used += len(plan)
 
     def _write(
-        self, queue: Virtqueue, frame: bytes, plan: list[int], header: bytes
+        self,
+        queue: Virtqueue,
+        frame: bytes,
+        plan: list[int],
+        header: bytes,
+        hashed: tuple[int, int] = (0, 0),
     ) -> list[tuple[Chain, int]]:
-        data = memoryview(b"".join((header, len(plan).to_bytes(2, "little"), frame)))
+        behind = HASH_FIELDS.pack(*hashed, 0) if self.accepted & HASH_REPORT else b""
+        data = memoryview(b"".join((header, len(plan).to_bytes(2, "little"), behind, frame)))
         done, start = [], 0
         for length in plan:
             chain = queue.ready.popleft()
@@ -218,11 +237,11 @@ class NetDevice(NetRules):
     @examined
     def take(self, n: int | None = None, *, pair: int = 0) -> list[bytes]:
         """Read up to `n` frames out of transmit buffers, and keep the buffers."""
-        return [data[HEADER:] for data in self._take(n, pair)]
+        return [data[self.header_bytes :] for data in self._take(n, pair)]
 
     @examined
     def take_with_headers(self, n: int | None = None, *, pair: int = 0) -> list[bytes]:
-        """As `take`, each frame behind its 12-byte virtio header."""
+        """As `take`, each frame behind its virtio header."""
         return list(self._take(n, pair))
 
     @examined

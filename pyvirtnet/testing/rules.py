@@ -12,6 +12,8 @@ from .layout import (
     CTRL_VQ,
     ETHERNET_HEADER,
     GUEST_SEGMENTS,
+    HASH_REPORT,
+    HASHED_HEADER,
     LARGEST_FRAME,
     MANY_QUEUES,
     MRG_RXBUF,
@@ -23,7 +25,6 @@ from .queue import Virtqueue
 from .violation import Violation, Where, words
 
 HEADER = NET_HEADER.size
-SMALLEST_BUFFER = HEADER + ETHERNET_HEADER + 1500
 DEFAULT_FEATURES = mask(
     "version_1", "access_platform", "mac", "status", "mrg_rxbuf", "indirect_desc", "event_idx"
 )
@@ -34,7 +35,7 @@ SPOKEN = DEFAULT_FEATURES | mask(
     "guest_ecn", "guest_ufo", "guest_uso4", "guest_uso6", "guest_hdrlen",
     "host_tso4", "host_tso6", "host_ecn", "host_ufo", "host_uso",
     "ctrl_vq", "ctrl_rx", "ctrl_rx_extra", "ctrl_vlan", "ctrl_mac_addr", "guest_announce", "mq",
-    "rss", "ctrl_guest_offloads", "notf_coal", "vq_notf_coal", "device_stats",
+    "rss", "ctrl_guest_offloads", "notf_coal", "vq_notf_coal", "device_stats", "hash_report",
 )  # fmt: skip
 
 
@@ -58,6 +59,11 @@ class NetRules(Device):
     control: ControlUnit
     fill = True
     _mtu_limit: int | None = None  # the MTU, if it was negotiated
+
+    @property
+    def header_bytes(self) -> int:
+        """Of the virtio header before each frame, 5.1.6."""
+        return HASHED_HEADER if self.accepted & HASH_REPORT else HEADER
 
     @property
     def control_index(self) -> int | None:
@@ -111,11 +117,11 @@ class NetRules(Device):
 
     def _smallest_buffer(self) -> int:
         if self.accepted & MRG_RXBUF:
-            return HEADER
+            return self.header_bytes
         if self.accepted & GUEST_SEGMENTS:
-            return HEADER + LARGEST_FRAME
-        wanted = HEADER + ETHERNET_HEADER + (self._mtu_limit or 0)
-        return max(SMALLEST_BUFFER, wanted)
+            return self.header_bytes + LARGEST_FRAME
+        payload = max(1500, self._mtu_limit or 0)
+        return self.header_bytes + ETHERNET_HEADER + payload
 
     def _check_untouched(self, queue: Virtqueue, chain: Chain) -> None:
         if not self.fill:
