@@ -19,6 +19,7 @@ from pyvirtnet import dma
 from pyvirtnet.arena import Arena
 from pyvirtnet.testing import HostileDevice, NetDevice, mask
 from pyvirtnet.testing.memory import publish
+from pyvirtnet.wakeup import WakeUp
 
 
 def test_the_queues_of_a_port_cannot_be_taken_from_it():
@@ -361,3 +362,15 @@ def test_a_driver_in_another_process_sees_no_half_of_a_model_s_index():
         seen.update([word.value for _ in range(1000)])
     assert len(seen) > 1
     assert low <= min(seen) <= max(seen) < high
+
+
+def test_a_wait_that_begins_while_another_thread_closes_the_port():
+    """It found the device's file descriptors closed, and ended in OSError."""
+    closed, live = os.eventfd(0), os.eventfd(0)
+    os.close(closed)
+    waker = WakeUp()
+    waker.watch([closed, live])
+    os.eventfd_write(live, 1)
+    assert waker.sleep(20)
+    waker.close()
+    os.close(live)
