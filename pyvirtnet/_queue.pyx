@@ -165,7 +165,7 @@ cdef class QueuePair(Sender):
         False if a call is under way, in another thread or below on this one's stack: it ends in
         `why`, soon if it waits for frames, and only then lets go of the queues' memory.
         """
-        self.closed, self.away, self.stopped = why, False, True
+        self.closed, self.away, self.stopped, self.wake_fds = why, False, True, ()
         self.rx.bell.kind = self.tx.bell.kind = BELL_NONE  # the doorbell goes with the device
         self.rx.bell.due = self.tx.bell.due = 0
         self._call_sleeper()

@@ -366,9 +366,8 @@ def test_a_driver_in_another_process_sees_no_half_of_a_model_s_index():
 
 def test_a_wait_that_begins_while_another_thread_closes_the_port():
     """It found the device's file descriptors closed, and ended in OSError."""
-    closed, live = os.eventfd(0), os.eventfd(0)
+    waker, closed, live = WakeUp(), os.eventfd(0), os.eventfd(0)
     os.close(closed)
-    waker = WakeUp()
     waker.watch([closed, live])
     os.eventfd_write(live, 1)
     assert waker.sleep(20)

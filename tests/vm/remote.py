@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,6 +112,7 @@ class GuestSession:
         self._output = bytearray()
         self._guest: Guest | None = None
         self._namespace: TapNamespace | None = None
+        self._echo: subprocess.Popen[bytes] | None = None
         self._error: Error | None = None
         try:
             self._start(items)
@@ -127,6 +130,7 @@ class GuestSession:
             self._namespace = TapNamespace(machine.ports, machine.queues)
             self._namespace.__enter__()
             prefix = self._namespace.prefix
+            self._echo = subprocess.Popen([*prefix, sys.executable, str(HERE / "echo.py")])
         ids = [f"/mnt/project/{_guest_id(item)}" for item in items]
         self._guest = Guest(
             system,
@@ -160,6 +164,9 @@ class GuestSession:
     def close(self) -> None:
         if self._guest is not None:
             self._guest.close()
+        if self._echo is not None:
+            self._echo.kill()
+            self._echo.wait()
         if self._namespace is not None:
             self._namespace.__exit__(None, None, None)
             self._namespace = None
