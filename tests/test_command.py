@@ -120,6 +120,16 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert done.returncode in (0, 128 + signal.SIGPIPE)
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["completion", "bash"]])
+def test_a_reader_that_is_gone_is_no_traceback(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "pyvirtnet", *words]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 # ---- completion --------------------------------------------------------------------------------
 
 

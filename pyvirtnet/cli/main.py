@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pyvirtnet
 
-from ._command import EPILOG, OK, USAGE
+from ._command import EPILOG, OK, USAGE, run
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_usage(), file=sys.stderr)
             return USAGE
         case ["-h" | "--help" | "help"]:
-            print(_help())
-            return OK
+            return run("", lambda: _say(_help()))
         case ["--version"]:
-            print(f"pyvirtnet {pyvirtnet.__version__}")
-            return OK
+            return run("", lambda: _say(f"pyvirtnet {pyvirtnet.__version__}"))
         case [name] if name not in COMMANDS:
             print(f"pyvirtnet: {_unknown(name)} (--help lists the commands)", file=sys.stderr)
             return USAGE
     command = COMMANDS[words[0]]
     status: int = command.load().main([*command.words, *words[1:]])
     return status
+
+
+def _say(text: str) -> int:
+    print(text)
+    return OK
 
 
 def _usage() -> str:
