@@ -139,7 +139,7 @@ from pyvirtnet.cli._soak_loop import descriptors, resident
 
 bed = Bed()
 port = bed.port
-deliver, finish = bed._receive.deliver, bed._transmit.finish
+deliver, finish = bed._ends[0].deliver, bed._ends[1].finish
 recv, send = port.recv_burst, port.send_burst
 
 def forward(frames):
