@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ._burst import Burst, RxBurst
-from ._frames import Sender
 from ._pages import PagePool
+from ._waiting import Waiter
 from .errors import Error
 from .nic import Stats
 from .transport.base import Doorbell
@@ -15,12 +15,10 @@ BUSY_LOOK_SECONDS: float
 SLICE_SECONDS: float
 POLL_SECONDS: float
 
-class QueuePair(Sender):
+class QueuePair(Waiter):
     pool: PagePool | None
     @property
     def index(self) -> int: ...
-    @property
-    def spin(self) -> float: ...
     def __init__(
         self,
         name: str,
@@ -60,7 +58,6 @@ class QueuePair(Sender):
     def recv_burst(self, n: int, *, timeout: float | None = 0.0) -> RxBurst: ...
     def send_burst(self, frames: Burst | Iterable[Any]) -> int: ...
     def reclaim(self) -> int: ...
-    def fileno(self) -> int: ...
     @property
     def stats(self) -> Stats: ...
     def counters(self) -> dict[str, int]: ...

@@ -4,11 +4,9 @@ cimport cython
 
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ._barrier cimport enter, leave
 from ._burst cimport Burst, RxBurst, empty_rx_burst, new_rx_burst
-from ._frames cimport Sender
 from ._offload cimport BIT_CSUM, has
 from ._pages cimport (
     HEADER_BYTES,
@@ -20,7 +18,7 @@ from ._pages cimport (
     take_slots,
     take_store,
 )
-from ._post cimport rx_create, rx_destroy, rx_posted, rx_refill, rx_set_interrupts
+from ._post cimport rx_create, rx_destroy, rx_posted, rx_refill
 from ._receive cimport rx_pending, rx_receive, rx_waiting
 from ._reclaim cimport tx_create, tx_destroy, tx_reclaim, tx_set_interrupts
 from ._ring cimport (
@@ -37,22 +35,16 @@ from ._ring cimport (
     table_bytes,
 )
 from ._transmit cimport tx_publish, tx_rewind
+from ._waiting cimport Waiter, now_seconds
 
 from ._ring import ring_bytes
-from .errors import DeviceBroken, FeatureMissing, PortClosed, QueueBusy
+from .errors import DeviceBroken, PortClosed, QueueBusy
 from .nic import Stats
-from .wakeup import WakeUp
 
 LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
 BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
 SLICE_SECONDS = 0.1  # of sleep, between looks at the device and at signals
 POLL_SECONDS = 0.001  # of sleep, where there are no interrupts
-
-# If the last sleep was shorter than this, frames are looked for so long before the next one.
-cdef double SPIN_SECONDS = 100e-6
-
-cdef enum:
-    SHYEST = 127                # short sleeps without a look, after looks in vain
 
 cdef enum:
     CALLS_PER_CLOCK = 64        # calls between looks at the clock
@@ -67,15 +59,8 @@ _LIES = {
 }
 
 
-cdef inline double _now() noexcept nogil:
-    """Seconds, of a clock that only goes forward."""
-    cdef timespec clock
-    clock_gettime(CLOCK_MONOTONIC, &clock)
-    return clock.tv_sec + 1e-9 * clock.tv_nsec
-
-
 @cython.auto_pickle(False)
-cdef class QueuePair(Sender):
+cdef class QueuePair(Waiter):
     """A receive queue and a transmit queue, and the pages both use.
 
     One thread at a time may receive and one may send; a second one gets `QueueBusy`. Now and then,
@@ -308,29 +293,11 @@ cdef class QueuePair(Sender):
 
     # ---- waiting ---------------------------------------------------------------------------
 
-    def fileno(self):
-        """A file descriptor that is readable when frames may have come, or the device has news.
-
-        For select, epoll and asyncio. It stays readable until `recv_burst` finds nothing, so
-        receive until then before you sleep; and it may be readable in vain. The same number for
-        as long as the pair exists. Raises FeatureMissing where there are no interrupts.
-        """
-        if self.closed is not None and not self.away:
-            raise self._gone()
-        if self.irq_fd < 0:
-            raise FeatureMissing(f"{self.name} has no file descriptor to wait for",
-                                 "its device cannot interrupt this driver",
-                                 "recv_burst(n, timeout=...) waits without")
-        if not self.watched:
-            self.watched = True
-            self._sleeper().call()  # the first call that finds nothing asks for interrupts
-        return self._sleeper().fileno()
-
     def _wait(self, n, timeout):
         """Sleep until a frame or the deadline comes, with a look at the device now and then."""
         cdef RxBurst burst
-        cdef double now = _now(), deadline = now + 1e300 if timeout is None else now + timeout
-        cdef double begun
+        cdef double begun, now = now_seconds()
+        cdef double deadline = now + 1e300 if timeout is None else now + timeout
         while True:
             if not enter(&self.rx_busy):
                 raise self._busy("recv_burst")
@@ -343,7 +310,7 @@ cdef class QueuePair(Sender):
                 self._leave(&self.rx_busy)
             if burst.count:
                 return burst
-            now = _now()
+            now = now_seconds()
             if now - begun >= SLICE_SECONDS:
                 self.look()
             else:
@@ -358,70 +325,13 @@ cdef class QueuePair(Sender):
         sleeper = self._sleeper()
         if not self._spin():
             self._arm()
-            begun = _now()
+            begun = now_seconds()
             sleeper.sleep(seconds if self.irq_fd >= 0 else min(seconds, POLL_SECONDS))
-            self._adapt(_now() - begun)
+            self._adapt(now_seconds() - begun)
         burst = self._poll(n)
         if burst.count == 0 and self.watched:  # buffers too small for frames may have come
             self._arm()
         return burst
-
-    cdef object _sleeper(self):
-        if self.waker is None:
-            self.waker = WakeUp()
-            self.waker.watch(self.wake_fds)
-        return self.waker
-
-    cdef int _call_sleeper(self) except -1:
-        if self.waker is not None:
-            self.waker.call()
-        return 0
-
-    cdef int _arm(self) except -1:
-        """Nothing is there: be woken by what comes from now on, and by what came just now (2.7.7).
-
-        Wake-ups are forgotten first, then interrupts are asked for, then the ring is looked at.
-        """
-        self.waker.drain()
-        if self.closed is None:
-            rx_set_interrupts(&self.rx, True)
-            self.armed = True
-            if rx_pending(&self.rx) != 0:
-                self.waker.call()
-        elif not self.away:  # the end: nobody sleeps through that
-            self.waker.call()
-        return 0
-
-    cdef void _disarm(self) noexcept:
-        self.armed = False
-        if self.closed is None:
-            rx_set_interrupts(&self.rx, False)
-
-    cdef bint _spin(self) noexcept:
-        """Look for a frame a while, if it is likely to come sooner than sleeping is worth."""
-        cdef bint found = False
-        cdef double end
-        if self.spin == 0 or self.closed is not None:
-            return False
-        with nogil:
-            end = _now() + self.spin
-            while not found and _now() < end:
-                found = rx_pending(&self.rx) != 0
-        self.shy = 0 if found else min(2 * self.shy + 1, <int>SHYEST)
-        self.shy_left = self.shy
-        return found
-
-    cdef void _adapt(self, double slept) noexcept:
-        """A frame that came soon after falling asleep: the next one may be worth looking for.
-
-        Not where the device needs our processor to send it: looks in vain become rare.
-        """
-        self.spin = 0
-        if slept < SPIN_SECONDS:
-            if self.shy_left:
-                self.shy_left -= 1
-            else:
-                self.spin = SPIN_SECONDS
 
     # ---- transmit --------------------------------------------------------------------------
 
@@ -513,7 +423,7 @@ cdef class QueuePair(Sender):
 
     cdef int _look_after(self, double seconds) except -1:
         """Look whether the device is there, if the last time was so long ago."""
-        cdef double now = _now()
+        cdef double now = now_seconds()
         if now - self.looked >= seconds:
             self.looked = now
             self.look()
@@ -559,10 +469,6 @@ cdef class QueuePair(Sender):
     def posted(self) -> int:
         """Receive pages that the device has or may have."""
         return 0 if self.closed is not None else rx_posted(&self.rx)
-
-    def _gone(self):
-        why = self.closed  # raised as a copy: each has a traceback of its own
-        return type(why)(why.what, why.why, why.mend)
 
     def _busy(self, call):
         return QueueBusy(f"{call} on {self.name}", "another thread is in this call",
