@@ -10,13 +10,14 @@ from random import Random
 
 import pytest
 
-from pyvirtnet import Port, _queue
+from pyvirtnet import Port
 from pyvirtnet.arena import Arena
 from pyvirtnet.cli import fuzz
 from pyvirtnet.cli._fuzz_caller import Caller
 from pyvirtnet.cli._fuzz_clock import repeatable
 from pyvirtnet.cli._fuzz_device import FuzzDevice
 from pyvirtnet.cli._fuzz_round import Finding, Round
+from pyvirtnet.control import queue
 from pyvirtnet.negotiate import SUPPORTED, parse
 from pyvirtnet.testing._liar import Liar
 
@@ -60,11 +61,11 @@ def test_a_round_without_threads_is_played_again_exactly(monkeypatch):
 
 def test_time_goes_on_by_looking_at_it():
     with repeatable():
-        clock = _queue.time
+        clock = queue.time
         before = clock.monotonic()
         clock.sleep(5.0)
         assert 5.0 < clock.monotonic() - before < 5.1
-    assert _queue.time is time
+    assert queue.time is time
 
 
 def reported(capsys, *arguments):

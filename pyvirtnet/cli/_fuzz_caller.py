@@ -37,7 +37,8 @@ MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_broa
 class Caller(Arguments):
     """Calls `ports` in ways that follow from `random`; any error but ALLOWED comes through.
 
-    errors  how often each kind of error was raised
+    errors   how often each kind of error was raised
+    patient  it also waits for frames, for which no replay is exact
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Caller(Arguments):
         self.ports, self._another = ports, another
         self.errors: Counter[str] = Counter()
         self.calls = 0
+        self.patient = False
         self.quiet = False  # no calls from within others any more
         self._depth = 0
         self._thread = 0  # whose calls these are
@@ -117,7 +119,8 @@ class Caller(Arguments):
             self._read(burst)
 
     def wait(self) -> None:
-        timeout = self.random.choice((0, 0.0, 1e-4, 1e-3, -1, float("nan"), "1", EvilIndex(self)))
+        sleeps = (1e-4, 1e-3) if self.patient else ()
+        timeout = self.random.choice((0, 0.0, -1, float("nan"), "1", EvilIndex(self), *sleeps))
         self.keep(self._caller("recv_burst")(8, timeout=timeout))
 
     def send(self) -> None:

@@ -10,7 +10,7 @@ from .. import _queue, dma
 from ..control import events, queue
 
 TICK = 1e-4  # seconds from one look to the next
-TIMED: tuple[Any, ...] = (_queue, queue, events)  # what of the driver goes by time
+TIMED: tuple[Any, ...] = (queue, events)  # waits of the control queue; frames are not waited for
 
 
 class Clock:

@@ -106,6 +106,8 @@ class Round:
             Caller(Random(self.random.random()), caller.ports, self._open)
             for _ in range(self.random.randrange(1, 4))
         ]
+        for each in (caller, *others):
+            each.patient = True
         failures: list[BaseException] = []
 
         def work(other: Caller) -> None:
