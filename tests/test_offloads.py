@@ -448,6 +448,15 @@ def test_hashes_come_with_the_frames(make_nic, name):
         nic.device.complete()
 
 
+def test_a_hash_type_that_there_is_none_of(make_nic):
+    """It is a number in a column, and nothing is looked up by it."""
+    nic = make_nic(offered=HASHED["split"], features=["hash_report"])
+    assert nic.device.deliver(frame(60), hashed=(0xFFFFFFFF, 0xFFFF))
+    burst = nic.port.recv_burst(1)
+    assert bytes(burst[0]) == frame(60)
+    assert (burst.hash_value.tolist(), burst.hash_type.tolist()) == ([0xFFFFFFFF], [0xFFFF])
+
+
 @pytest.mark.rule("NET-086", "NET-030")
 def test_hashes_come_on_request_only(make_nic):
     for features, offered in (
