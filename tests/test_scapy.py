@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from scapy.all import ARP_am, AsyncSniffer, sendp, sniff, srp, srp1
@@ -66,6 +67,18 @@ def test_sendp_and_sniff_by_interfaces(ports):
     found = sniff(iface=far, count=4, timeout=SECONDS, filter="greater 128")
     assert [bytes(one) for one in found] == [bytes(one) for one in PACKETS[2:6]]
     assert ports[0].stats.tx_frames == len(PACKETS)  # the port is still open
+
+
+def test_the_page_shows_a_sniff_that_filters(ports):
+    """scapy leaves a filter to the socket, and does not tell one that was opened already."""
+    page = (Path(__file__).parent.parent / "docs/tools.md").read_text()
+    line = next(one.strip() for one in page.splitlines() if "sniff(opened_socket=" in one)
+    others = [HEADERS / UDP(sport=9, dport=port) for port in (80, 53)]
+    sendp(others, socket=PortSocket(ports[0]), verbose=False)
+    shown = []
+    names = {"sniff": sniff, "PortSocket": PortSocket, "port": ports[1], "print": shown.append}
+    eval(line.replace("timeout=10", f"timeout={SECONDS}, count=1"), names)
+    assert [packet[UDP].dport for packet in shown] == [53]
 
 
 @pytest.mark.usefixtures("answering")
