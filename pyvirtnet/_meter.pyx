@@ -106,6 +106,9 @@ cdef class Meter(Checker):
     cdef readonly Histogram latency
     cdef uint64_t before, differences, compared
 
+    def __cinit__(self, *_, **__):
+        self.latency = Histogram()  # never None: `check` does not look
+
     def __init__(self, first=None):
         Checker.__init__(self, first)
         self.latency = Histogram()

@@ -52,6 +52,7 @@ cdef class Probes:
     def __init__(self, tables, uint16_t stream):
         cdef const uint8_t[:, ::1] rows
         cdef uint32_t i
+        tables = dict(tables)
         if self.tables != NULL or not tables:
             raise ValueError("probes need a table of headers, once")
         self.stream = stream
@@ -100,12 +101,18 @@ cdef class Probes:
         cdef Store *store = burst.store
         cdef uint64_t time = now() & TIME_MASK
         cdef Py_ssize_t i
+        self._check_tables()
         for i in range(burst.count):
             if store.lengths[burst.frame(i)] < self.at + PATTERN_AT:
                 raise ValueError(f"frame {i} has become too short for a probe")
         with nogil:
             for i in range(burst.count):
                 self._one(store, burst.frame(i), first + <uint64_t>i, time)
+
+    cdef int _check_tables(self) except -1:
+        if self.sizes == 0:
+            raise TypeError("probes are used after they were made")
+        return 0
 
     cdef inline void _one(
         self, Store *store, uint32_t frame, uint64_t number, uint64_t time

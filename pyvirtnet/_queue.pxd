@@ -19,6 +19,7 @@ cdef class QueuePair(Waiter):
 
     cdef RxBurst _poll(self, Py_ssize_t n)
     cdef RxBurst _sleep(self, Py_ssize_t n, double seconds)
+    cdef RxBurst _sleep_inside(self, Py_ssize_t n, double seconds)
     cdef inline int _begin(self) except -1
     cdef int _idle(self) except -1
     cdef int _look_after(self, double seconds) except -1

@@ -37,6 +37,8 @@ from ._ring cimport (
 from ._transmit cimport tx_publish, tx_rewind
 from ._waiting cimport Waiter, now_seconds
 
+from time import sleep
+
 from ._ring import ring_bytes
 from .errors import DeviceBroken, PortClosed, QueueBusy
 from .nic import Stats
@@ -137,12 +139,12 @@ cdef class QueuePair(Waiter):
         self.rx_call = set_bell(&self.rx.bell, rx_bell)
         self.tx_call = set_bell(&self.tx.bell, tx_bell)
         self.irq_fd, self.wake_fds = irq_fd, (irq_fd, *others)
-        self.closed, self.away, self.armed = None, False, False
         if self.waker is not None:
             self.waker.watch(self.wake_fds)
-            self.waker.call()
-        rx_refill(&self.rx, True)
+        rx_refill(&self.rx, True)  # while no other thread gets in
+        self.closed, self.away, self.armed = None, False, False
         self._call_rx()
+        self._call_sleeper()
 
     def _stop(self, why):
         """No more calls. The device has been reset: what it held goes back to its holders.
@@ -174,12 +176,12 @@ cdef class QueuePair(Waiter):
 
         False, and nothing has changed, if a call is under way.
         """
-        before = self.closed
+        before, was_away = self.closed, self.away
         self.closed, self.away = why, True
-        if self._let_go():
+        if self.pool is None or self._let_go():
             self._call_sleeper()
             return True
-        self.closed, self.away = before, False
+        self.closed, self.away = before, was_away
         return False
 
     cdef bint _let_go(self):
@@ -299,15 +301,12 @@ cdef class QueuePair(Waiter):
         cdef double begun, now = now_seconds()
         cdef double deadline = now + 1e300 if timeout is None else now + timeout
         while True:
-            if not enter(&self.rx_busy):
-                raise self._busy("recv_burst")
             begun = now
-            try:
+            if self.away:  # outside: no call may be under way when the device comes back
+                burst = self.nothing
+                sleep(min(LOOK_SECONDS, deadline - now))
+            else:
                 burst = self._sleep(n, min(SLICE_SECONDS, deadline - now))
-            finally:
-                if self.armed and not self.watched:
-                    self._disarm()
-                self._leave(&self.rx_busy)
             if burst.count:
                 return burst
             now = now_seconds()
@@ -320,6 +319,16 @@ cdef class QueuePair(Waiter):
 
     cdef RxBurst _sleep(self, Py_ssize_t n, double seconds):
         """What is there once something has woken us, or after so long."""
+        if not enter(&self.rx_busy):
+            raise self._busy("recv_burst")
+        try:
+            return self._sleep_inside(n, seconds)
+        finally:
+            if self.armed and not self.watched:
+                self._disarm()
+            self._leave(&self.rx_busy)
+
+    cdef RxBurst _sleep_inside(self, Py_ssize_t n, double seconds):
         cdef RxBurst burst
         cdef double begun
         sleeper = self._sleeper()

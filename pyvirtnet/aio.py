@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from threading import RLock
 from typing import Self
 
 from ._burst import RxBurst
@@ -20,6 +21,7 @@ class Awaited:
 
     name: str
     _awaited: set[QueuePair]
+    _care: RLock
     _closed: bool
 
     def _pair(self, index: int) -> QueuePair:
@@ -75,7 +77,9 @@ class Awaited:
         try:
             return await self.recv()
         except PortClosed:
-            if self._closed:
+            with self._care:  # a close() may be under way in another thread
+                closed = self._closed
+            if closed:
                 raise StopAsyncIteration from None
             raise
 

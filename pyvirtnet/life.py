@@ -23,6 +23,7 @@ from .spec import Feature
 from .transport.base import Transport
 
 RETRY_SECONDS = 0.05  # between attempts to reach a device that is away
+LEAVE_SECONDS = 0.2  # for calls that were under way at a reset
 
 
 class Life(BringUp):
@@ -63,7 +64,9 @@ class Life(BringUp):
             if self._closed:
                 raise PortClosed(f"{self.name} is closed", mend="open the port again")
             mend = "call it again; if it failed, port.reset() once more"
+            pairs = self._queues
             self._take_down(PortClosed(f"{self.name} is closed", "the port is being reset", mend))
+            _await_calls(pairs)
             self._transport.revive()
             self._bring_up()
             self._gone_at = None
@@ -190,7 +193,8 @@ class Life(BringUp):
             if not self._reconnect:
                 self._take_down(gone)
                 raise
-            if not all(queue._pause(gone) for queue in self.queues):
+            paused = [queue._pause(gone) for queue in self.queues]
+            if not all(paused):
                 return  # another thread is in a call: look again later
             if not isinstance(gone, DeviceGone):
                 self._memory = None  # it may go on writing
@@ -220,11 +224,13 @@ class Life(BringUp):
         self._closed, self._changing, self._care = True, False, RLock()
         why = "it belongs to the process that this one was forked from"
         closed = PortClosed(f"{self.name} is closed", why, "open the port again")
+        self._down = closed
         self._control.abandon(closed)
         for queue in (*self._past, *self.queues):
             queue._abandon(closed)
         if self._changes is not None:
             self._changes.close()
+            self._changes = None
         self._transport.abandon()
 
 
@@ -235,6 +241,13 @@ def open_ports() -> list[Life]:
             return list(_open_ports)
         except RuntimeError:  # another thread opened one meanwhile
             continue
+
+
+def _await_calls(pairs: list[QueuePair]) -> None:
+    """Calls of other threads end soon, and then their pairs serve again."""
+    end = time.monotonic() + LEAVE_SECONDS
+    while any(pair.pool is not None for pair in pairs) and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 _open_ports: weakref.WeakSet[Life] = weakref.WeakSet()

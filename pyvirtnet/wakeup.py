@@ -28,8 +28,6 @@ class WakeUp:
             why, mend = error.strerror or str(error), "allow more open files: ulimit -n 4096"
             raise OutOfMemory("cannot wait for a device", why, mend) from error
         self._watched: set[int] = set()
-        self._sleep = select.poll()
-        self._sleep.register(self._epoll, select.POLLIN)
         self._add(self._own)
 
     def fileno(self) -> int:
@@ -61,7 +59,9 @@ class WakeUp:
 
     def sleep(self, seconds: float) -> bool:
         """Until a wake-up that was not drained, for so long at the most; was there one?"""
-        return bool(self._sleep.poll(max(0.0, seconds) * 1000))
+        poll = select.poll()  # one of its own: two threads can't be in the same
+        poll.register(self._epoll, select.POLLIN)
+        return bool(poll.poll(max(0.0, seconds) * 1000))
 
     def close(self) -> None:
         """May be called twice. A sleeper sleeps on: `call` it first."""

@@ -1,6 +1,7 @@
 """Frames awaited: recv, async for, cancellation, several tasks and ports."""
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -54,6 +55,32 @@ def test_async_for_ends_with_the_port(nic):
         assert got == frames(10)
 
     run(work())
+
+
+def test_closing_in_another_thread_ends_async_for(nic):
+    """It was PortClosed, if the loop saw that the queues had stopped before close() was done."""
+    seen, recv, close = threading.Event(), nic.port.recv, nic.transport.close
+
+    async def watched():
+        try:
+            return await recv()
+        except PortClosed:
+            seen.set()
+            raise
+
+    def closes_late():
+        seen.wait(SECONDS)
+        close()
+
+    async def work():
+        closing = asyncio.get_running_loop().run_in_executor(None, nic.port.close)
+        async for _ in nic.port:
+            pass
+        await closing
+
+    nic.port.recv, nic.transport.close = watched, closes_late
+    run(work())
+    assert seen.is_set()
 
 
 def test_a_cancelled_call_has_taken_nothing(nic):

@@ -191,3 +191,27 @@ def test_a_table_cannot_be_resized_under_them() -> None:
     with pytest.raises(ValueError, match="resize"):
         table.resize((1, 14))
     assert made.at == 14
+
+
+def test_probes_and_meters_that_were_never_made_are_errors() -> None:
+    """They were segmentation faults."""
+    with pyvirtnet.open("sim:loopback") as port:
+        tx = port.alloc_burst(1, 60)
+        with pytest.raises(TypeError, match="after they were made"):
+            Probes.__new__(Probes).number(tx, 0)
+        made = Probes({60: np.frombuffer(RAW, np.uint8).reshape(1, -1).copy()}, 0)
+        made.prepare(tx, 0)
+        made.number(tx, 0)
+        assert port.send_burst(tx) == 1
+        assert Meter.__new__(Meter).check(port.recv_burst(1)) <= 1
+
+
+def test_tables_that_lie_about_their_number() -> None:
+    """It wrote behind the end of an array."""
+
+    class Many(dict[int, NDArray[np.uint8]]):
+        def __len__(self) -> int:
+            return 1
+
+    table = np.zeros((1, 42), np.uint8)
+    assert Probes(Many(dict.fromkeys(range(60, 600), table)), 0).at == 42

@@ -137,6 +137,31 @@ def test_a_reset_ends_a_wait_at_any_pair(make_nic):
     exchange(nic)
 
 
+def test_a_pair_that_was_waited_at_serves_again_after_a_reset(make_nic):
+    """It was dead for good, though its error said to call it again."""
+    nic = many(make_nic)
+    before, got = nic.port.queues, []
+
+    def wait(queue):
+        try:
+            queue.recv_burst(1, timeout=None)
+        except PortClosed:
+            until(lambda: nic.port.info()["posted_pages"])
+            got.append(bytes(queue.recv_burst(1, timeout=SECONDS)[0]))
+
+    threads = [threading.Thread(target=wait, args=(queue,)) for queue in before]
+    for thread in threads:
+        thread.start()
+    until(lambda: not any(nic.device.queues[2 * at]._avail[0] & 1 for at in range(PAIRS)))
+    nic.port.reset()
+    assert nic.port.queues == before
+    for at in range(PAIRS):
+        nic.device.deliver(frame(60, at), pair=at)
+    for thread in threads:
+        thread.join(SECONDS)
+    assert sorted(got) == sorted(frames(PAIRS, 60))
+
+
 def test_pairs_that_are_there_and_not_wanted_are_left_alone(make_nic):
     nic = make_nic(offered=PLAIN | MANY, queue_sizes=(64,) * 2 * PAIRS, queue_pairs=2)
     assert nic.device.control.commands == [(4, 0, b"\2\0")]

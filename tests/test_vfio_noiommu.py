@@ -58,6 +58,19 @@ def test_opening_warns(function, kernel):
     bare.close_device(function)
 
 
+def test_a_warning_that_is_an_error_leaves_nothing_open(function, kernel):
+    """The function could not be opened again: this process had it, and no way to close it."""
+    bare = BareContainer()
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UnsafeNoIommu)
+            with pytest.raises(UnsafeNoIommu):
+                bare.open_device(function)
+    with pytest.warns(UnsafeNoIommu):
+        bare.open_device(function).close()
+    bare.close_device(function)
+
+
 def test_memory_from_then_on_is_physical_and_seen_to_be(function, kernel, memory, monkeypatch):
     bare, file = open_bare(function)
     monkeypatch.setattr(dma, "open_together", lambda pages: (_file(pages), 0x4000_0000))

@@ -6,13 +6,15 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 
 import pytest
 from test_fork import in_child
 from vhost_fixtures import SECONDS, conserved, open_port, path, round_trip, start, until
 
 import pyvirtnet
-from pyvirtnet import DeviceBusy, DeviceGone, NoSuchDevice
+from pyvirtnet import DeviceBusy, DeviceGone, Error, NoSuchDevice
+from pyvirtnet.testing import Loopback, mask
 
 __all__ = ["path", "start"]  # fixtures
 
@@ -137,6 +139,43 @@ def test_two_threads_through_three_deaths(path, start):
         assert conserved(port)
 
 
+def test_threads_that_wait_at_every_pair_go_on_waiting(path, start):
+    """One got DeviceGone: a pair that was away already, with a call in it, was away no more."""
+
+    def begin():
+        features = mask("version_1", "mrg_rxbuf", "mq")
+        return start(Loopback(features=features, queue_sizes=(256,) * 4))
+
+    back_end = begin()
+    done = threading.Event()
+    got, errors = Counter(), []
+    with open_port(path, queue_pairs=2, reconnect=True) as port:
+
+        def wait(queue):
+            try:
+                while not done.is_set():
+                    got[queue.index] += len(queue.recv_burst(8, timeout=0.3))
+            except Error as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=wait, args=(queue,)) for queue in port.queues]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            back_end.kill()
+            until(lambda: not port.info()["posted_pages"], lambda: time.sleep(0.001))
+            back_end = begin()
+            got.clear()
+            until(
+                lambda: errors or (got[0] and got[1]),
+                lambda: (time.sleep(0.001), *(q.send_burst([bytes(60)]) for q in port.queues)),
+            )
+        done.set()
+        for thread in threads:
+            thread.join(SECONDS)
+        assert errors == []
+
+
 def test_giving_up(path, start):
     back_end = start()
     with open_port(path, reconnect=0.2) as port:
@@ -167,8 +206,6 @@ def test_resetting_and_closing_while_away(path, start):
 
 def test_a_device_that_comes_back_broken_is_tried_again(path, start):
     """A back end whose features are missing: the port stays away, and takes the next one."""
-    from pyvirtnet.testing import Loopback, mask
-
     back_end = start()
     with open_port(path, reconnect=True) as port:
         back_end.kill()

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from nic import PLAIN, Nic, frame, frames
+from test_fork import in_child
 from vhost_fixtures import SECONDS, open_port, path, start, until
 
 import pyvirtnet
@@ -387,6 +388,58 @@ def test_a_device_that_needs_a_reset_ends_every_wait(make_nic):
         timer.join()
         nic.port.reset()
         nic.pass_through(frames(3))
+
+
+def test_several_threads_wait_for_news(make_nic):
+    """The second one got a RuntimeError: concurrent poll() invocation."""
+    nic = make_nic(offered=PLAIN | mask("status"))
+    nic.port.events()
+    told, failed = [], []
+
+    def wait():
+        try:
+            told.extend(nic.port.events(timeout=0.3))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    nic.device.set_link(False)
+    for thread in threads:
+        thread.join(SECONDS)
+    assert not failed
+    assert Event("link", Link(False, None, None)) in told
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_wait_for_news_takes_no_such_time(nic, timeout):
+    """Not a number was for ever, at full speed."""
+    with pytest.raises(ValueError, match="seconds from 0 up"):
+        nic.port.events(timeout=timeout)
+
+
+def test_who_waits_for_news_of_a_closed_port(make_nic):
+    """It was DeviceGone, and PortClosed the second time."""
+    nic = make_nic()
+    nic.port.close()
+    for _ in range(2):
+        with pytest.raises(PortClosed, match="was closed"):
+            nic.port.events(timeout=1)
+
+
+def test_a_forked_child_that_asks_for_news(make_nic):
+    """It was a ValueError: I/O operation on closed epoll object."""
+    nic = make_nic(offered=PLAIN | mask("status"))
+    nic.port.events(timeout=0.001)
+    nic.port.events(timeout=0.001)
+
+    def child():
+        for ask in (nic.port.events, lambda: nic.port.link):
+            with pytest.raises(PortClosed, match="forked from"):
+                ask()
+
+    assert in_child(child) == 0
 
 
 def test_closing_ends_a_wait_for_news(make_nic):

@@ -59,19 +59,22 @@ class Events:
 
         With a `timeout` it waits so many seconds for a change, or for ever with None, on the
         interrupt for configuration changes. Raises what `link` raises: a device that asks to be
-        reset is DeviceBroken.
+        reset is DeviceBroken. ValueError for a timeout below 0.
         """
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"a timeout is None or seconds from 0 up, not {timeout!r}")
         end = time.monotonic() + (inf if timeout is None else timeout)
-        if self._changes is None and timeout != 0:
-            self._changes = WakeUp()
-            self._changes.watch(self._change_fds())
         while True:
             if self._changes is not None:
                 self._changes.drain()  # before it is looked at, so that no change is slept through
             found = self._news()
             left = end - time.monotonic()
-            if found or left <= 0 or self._changes is None:
+            if found or left <= 0:
                 return found
+            if self._changes is None:
+                self._changes = WakeUp()
+                self._changes.watch(self._change_fds())
+                continue  # what has changed since nobody was told of
             self._changes.sleep(min(left, SLICE_SECONDS))
 
     def _news(self) -> list[Event]:

@@ -26,12 +26,17 @@ class BareContainer(Container):
     def open_device(self, function: Function) -> File:
         arena.trim()  # what is left there from before is not at its physical address
         file = super().open_device(function)
-        warnings.warn(
-            f"{function.bdf} runs without an IOMMU: it can read and write all memory of this "
-            "machine, and what it does wrong can crash or corrupt anything",
-            UnsafeNoIommu,
-            stacklevel=2,
-        )
+        try:
+            warnings.warn(
+                f"{function.bdf} runs without an IOMMU: it can read and write all memory of this "
+                "machine, and what it does wrong can crash or corrupt anything",
+                UnsafeNoIommu,
+                stacklevel=2,
+            )
+        except UnsafeNoIommu:  # python -W error
+            file.close()
+            self.close_device(function)
+            raise
         return file
 
     def map(self, region: Region) -> None:
