@@ -68,6 +68,16 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith("usage: ")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_wrong_usage_in_one_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main.main([name, "--no-such-option"])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
+
+
 def test_every_door_is_a_command() -> None:
     doors = {path.name for path in (ROOT / "tools").iterdir() if not path.name.startswith("_")}
     of_the_clone = {"pyvirtnet", "test", "conformance"}

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import Error
 from ._bench_report import page, progress, warn_if_busy, watched
+from ._command import Parser
 from ._vm_image import project
 
 FAILED = 1
@@ -38,19 +39,17 @@ def _judge(name: str) -> ModuleType:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tools/bench", description=__doc__, epilog=_EPILOG, allow_abbrev=False
-    )
+    parser = Parser(prog="tools/bench", description=__doc__, epilog=_EPILOG)
     names = "|".join((*JUDGES, "all"))
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for name in JUDGES:
         judge = _judge(name)
         command = commands.add_parser(
-            name, help=judge.HELP, description=judge.__doc__, allow_abbrev=False
+            name, help=judge.HELP, description=judge.__doc__, epilog=_EPILOG
         )
         judge.add_arguments(command)
         command.add_argument("--json", action="store_true", help="the result as JSON, on stdout")
-    every = commands.add_parser("all", help=_ALL, description=_ALL, allow_abbrev=False)
+    every = commands.add_parser("all", help=_ALL, description=_ALL, epilog=_EPILOG)
     every.add_argument("--out", type=Path, metavar="DIR", help="instead of docs/benchmarks/")
     every.add_argument(
         "--only", action="append", choices=list(RUNS), help="this one; may be repeated"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import signal
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from ..errors import Error
+from ._command import Parser
 from ._vm_guest import Guest
 from ._vm_image import image
 from ._vm_machine import Machine, bdf
@@ -156,7 +156,7 @@ def _terminated() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="tools/demo", description=__doc__)
+    parser = Parser(prog="tools/demo", description=__doc__, epilog=None)
     parser.add_argument("--json", action="store_true", help="the rows as JSON, on the last line")
     args = parser.parse_args(argv)
     try:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Error
+from ._command import Parser
 from ._fuzz_worker import PROGRESS
 
 GENERATION = 30.0  # seconds after which a new process goes on: one more interpreter's exit
@@ -135,7 +136,7 @@ def fuzz(report: Report, seconds: float, steps: int, only: int | None, times: in
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tools/fuzz", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="tools/fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, help="how long; 60 if neither is given")
     parser.add_argument("--steps", type=int, help="until devices have made so many steps")
     parser.add_argument("--seed", type=int, help="what follows from it; random if not given")

@@ -26,6 +26,7 @@ from ..port import Port
 from ..spec import MAX_FRAME
 from ._bench_report import machine, pinned, warn_if_busy
 from ._bench_testpmd import Testpmd, backend, cores, huge_pages
+from ._command import Parser
 from ._pktgen_traffic import Stop
 from ._soak_loop import MIX, Loop, descriptors, resident
 
@@ -69,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tools/soak", description=__doc__, epilog=_EPILOG, allow_abbrev=False
-    )
+    parser = Parser(prog="tools/soak", description=__doc__, epilog=_EPILOG)
     add = parser.add_argument
     add("--frames", type=_frames, default=FRAMES, metavar="N", help="how many, at least (1e8)")
     add("--burst", type=_number(1, 256), default=32, metavar="N", help="frames of a call (32)")

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..errors import Error
+from ._command import Parser
 from ._vm_guest import Guest, Sink
 from ._vm_image import DEFAULT, image, say
 from ._vm_link import TapNamespace, address
@@ -50,13 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tools/vm", description=__doc__)
+    parser = Parser(prog="tools/vm", description=__doc__, epilog=None)
     actions = parser.add_subparsers(dest="action", required=True, metavar="build|run")
-    build = actions.add_parser("build", help="build the guest image, if it is not in the cache")
+    build = actions.add_parser(
+        "build", help="build the guest image, if it is not in the cache", epilog=None
+    )
     run = actions.add_parser(
         "run",
         help="run a command in a guest",
         description=_RUN,
+        epilog=None,
         usage="tools/vm run [OPTIONS] -- CMD…",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
