@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,10 @@ def first_child(process: subprocess.Popen[str], name: str) -> int:
     """The process that `process` starts under `name`."""
     while process.poll() is None:
         for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            program = Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
-            if Path(program).name.startswith(name):
-                return int(pid)
+            with suppress(OSError):  # a child that has ended since
+                program = Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]
+                if Path(program).name.startswith(name):
+                    return int(pid)
     raise AssertionError(f"it ended without {name}")
 
 
