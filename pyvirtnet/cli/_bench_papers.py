@@ -111,16 +111,16 @@ def rows(rounds: list[list[Any]], kind: str) -> list[dict[str, Any]]:
 
 def _row(place: tuple[int, int, str], found: dict[Any, list[dict[str, Any]]], base: str) -> Any:
     size, burst, mode = place
-    mine = found[place]
-    theirs = found.get((size, burst, base), mine)
+    mine, theirs = found[place], found[size, burst, base]
     row: dict[str, Any] = {"mode": mode, "size": size}
     if burst:
         row["burst"] = burst
     for key in mine[0].keys() - {"mode", "size", "burst"}:
         row[key] = round(statistics.median(one[key] for one in mine))
     row["gbps"] = round(row["pps"] * size * 8 / 1e9, 3)
-    ratios = [a["pps"] / b["pps"] for a, b in zip(mine, theirs, strict=True)]
-    row["ratio"] = round(statistics.median(ratios), 2)
+    for prefix in ("", "late_") if "late_pps" in row else ("",):
+        pairs = [(a[f"{prefix}pps"], b[f"{prefix}pps"]) for a, b in zip(mine, theirs, strict=True)]
+        row[f"{prefix}ratio"] = round(statistics.median(a / b for a, b in pairs), 2)
     row["rounds"] = [round(one["pps"]) for one in mine]
     return row
 
@@ -132,13 +132,15 @@ def plot(result: dict[str, Any], path: Path) -> list[Path]:
     except ImportError:
         progress("no plot: matplotlib is not installed (pip install 'pyvirtnet[plot]')")
         return []
-    figure = matplotlib.Figure(figsize=(12, 4), layout="constrained")
-    rates, holds, sends = figure.subplots(1, 3)
+    figure = matplotlib.Figure(figsize=(16, 4), layout="constrained")
+    rates, late, holds, sends = figure.subplots(1, 4)
     _lines_of(rates, result["receive"], lambda row: row["gbps"])
-    rates.set(xscale="log", ylabel="Gb/s", title="received", ylim=(0, None))
+    rates.set(xscale="log", ylabel="Gb/s", title="received, polling", ylim=(0, None))
+    _lines_of(late, result["receive"], lambda row: row["late_pps"] / 1e3)
+    late.set(xscale="log", yscale="log", ylabel="kpps", title="received, a call each 5 ms")
     _lines_of(holds, result["receive"], lambda row: row["holds"])
     holds.set(xscale="log", yscale="log", ylabel="frames", title="a ring of 256 holds")
-    for axis in (rates, holds):
+    for axis in (rates, late, holds):
         axis.set_xlabel("bytes of a frame")
         axis.legend(*axis.get_legend_handles_labels())
         axis.grid(alpha=0.3)
@@ -156,10 +158,11 @@ def _lines_of(axis: Any, found: list[dict[str, Any]], value: Callable[[Any], flo
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    text = [f"{'received':>14} {'bytes':>6} {'ring holds':>10} {'pps':>8} {'Gb/s':>7} {'':>7}"]
+    title = f"{'received':>14} {'bytes':>6} {'ring holds':>10} {'pps':>8} {'Gb/s':>7} {'':>7}"
+    text = [f"{title} {'5 ms apart':>12}"]
     for row in result["receive"]:
         text.append("{mode:>14} {size:6} {holds:10} {pps:8} {gbps:7.3f}".format(**row))
-        text[-1] += f" {row['ratio']:5.2f} x"
+        text[-1] += f" {row['ratio']:5.2f} x {row['late_pps']:10} {row['late_ratio']:5.2f} x"
     text.append(f"{'sent':>14} {'a call':>6} {'interrupts':>10} {'pps':>8} {'kicks':>7} {'':>7}")
     for row in result["transmit"]:
         text.append("{mode:>14} {burst:6} {interrupts:10} {pps:8} {kicks:7}".format(**row))
