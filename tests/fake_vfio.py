@@ -65,6 +65,7 @@ class FakeVfio:
         self.events, self.accesses, self.violations = [], [], []
         self.pages = []  # what was mapped
         self.vectors = []  # the eventfds of SET_IRQS, for MSI-X
+        self.free_vectors = 2048  # that the processors have left
         self.express = True  # and so can report errors
         self.alarms = {}  # the eventfds for errors (3) and for the kernel's wish (4)
         self.memory = os.memfd_create("bar4")
@@ -136,7 +137,7 @@ class FakeVfio:
         elif request == 0x3B6D:  # VFIO_DEVICE_GET_IRQ_INFO
             self._irq_info(view)
         elif request == 0x3B6E:
-            self._set_irqs(view)
+            return self._set_irqs(view)
         else:
             raise AssertionError(f"ioctl {request:#x}")
         return 0
@@ -171,11 +172,14 @@ class FakeVfio:
         if index in (3, 4):
             assert count == 1
             (self.alarms[index],) = struct.unpack_from("<i", view, 20)
-            return
+            return 0
         assert index == 2
         assert count <= self.msix_count
+        if count > self.free_vectors:
+            return self.free_vectors
         self.vectors = list(struct.unpack_from(f"<{count}i", view, 20))
         self.events.append(f"irqs {count}")
+        return 0
 
     # --- registers --------------------------------------------------------------------------
 

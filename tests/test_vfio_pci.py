@@ -292,6 +292,14 @@ class TestInterrupts:
         open_port(fake)
         assert len(fake.vectors) == 4
 
+    def test_as_many_vectors_as_the_processors_have_left(self, fake):
+        """None was set then, and every wait slept its time out."""
+        fake.msix_count, fake.free_vectors = 2048, 2
+        transport = open_port(fake)
+        assert len(fake.vectors) == 2
+        transport.setup_queue(0, ADDRESSES)
+        assert transport.interrupt_fd(0) == fake.vectors[1]
+
     def test_a_device_without_msix_has_no_interrupts(self, fake):
         fake.msix_count = 0
         transport = open_port(fake)

@@ -119,13 +119,18 @@ class Device:
         self._write(self._config, _COMMAND, 2, command)
 
     def enable_interrupts(self, count: int) -> None:
-        """Give MSI-X vectors 0 to `count` - 1 an eventfd each, all in one call."""
+        """Give MSI-X vectors 0 to `count` - 1 an eventfd each, all in one call.
+
+        Fewer, where the processors have no more left: then the kernel sets none, and says how many.
+        """
         if count == 0:
             return
         try:
             for _ in range(count):
                 self.eventfds.append(os.eventfd(0, _EVENTFD))
-            self._set_irqs(uapi.PCI_MSIX_IRQ, self.eventfds)
+            while left := self._set_irqs(uapi.PCI_MSIX_IRQ, self.eventfds):
+                while len(self.eventfds) > left:
+                    os.close(self.eventfds.pop())
         except OSError as error:
             raise OutOfMemory(
                 f"cannot set up {count} interrupts of {self.bdf}",
@@ -201,14 +206,18 @@ class Device:
                     self._alarms[why] = os.eventfd(0, _EVENTFD)
                     self._set_irqs(kind, [self._alarms[why]])
 
-    def _set_irqs(self, kind: int, fds: list[int]) -> None:
-        """Interrupts of a kind go to these eventfds; none of them to any if there are none."""
+    def _set_irqs(self, kind: int, fds: list[int]) -> int:
+        """Interrupts of a kind go to these eventfds; none of them to any if there are none.
+
+        Not 0: nothing was set, and so many could be had.
+        """
         data = uapi.IRQ_SET_DATA_EVENTFD if fds else uapi.IRQ_SET_DATA_NONE
         flags = data | uapi.IRQ_SET_ACTION_TRIGGER
         request = uapi.IrqSet(flags=flags, index=kind, count=len(fds))
         payload = struct.pack(f"{len(fds)}i", *fds)
         request.argsz = sizeof(request) + len(payload)
-        self._file.ioctl(uapi.DEVICE_SET_IRQS, bytearray(request) + payload)
+        fewer = self._file.ioctl(uapi.DEVICE_SET_IRQS, bytearray(request) + payload)
+        return fewer if 0 < fewer < len(fds) else 0
 
     def _read(self, region: Bar, offset: int, width: int) -> int:
         self._check(region, offset, width)
