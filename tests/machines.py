@@ -19,6 +19,8 @@ SEED = int(os.environ.get("PYVIRTNET_SEED") or random.SystemRandom().getrandbits
 
 def run_as_test(machine: Any, examples: int, steps: int) -> Any:
     """The machine's test case, to be collected by pytest."""
+    if "PYVIRTNET_SANITIZED" in os.environ:  # several times slower, and tools/fuzz does as much
+        examples //= 4
     chosen = int(EXAMPLES or examples)
     case = machine.TestCase
     case.settings = settings(

@@ -6,13 +6,14 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from vhost_endpoint import Endpoint
 from vhost_wire import EVERYTHING, Message, answer, receive
 
 from pyvirtnet.testing import Loopback, NetDevice, mask
+from pyvirtnet.testing.cable import Wire
 
 FEATURES = mask("version_1", "mrg_rxbuf", "mac", "status")
 
@@ -52,13 +53,25 @@ class BackEnd(Endpoint):
         """End as a process does: sockets close, memory is let go of."""
         self.alive = False
         os.eventfd_write(self._stop, 1)
-        self._thread.join(10)
+        with self._no_more_frames():
+            self._thread.join(60)
         assert not self._thread.is_alive(), "the back end hangs"
         os.close(self._stop)
         if self._listener:
             self._listener.close()
             with suppress(FileNotFoundError):
                 os.unlink(self.path)
+
+    @contextmanager
+    def _no_more_frames(self) -> Iterator[None]:
+        """A kick ends, though the driver's thread sends faster than frames are carried."""
+        wires: list[Wire] = getattr(self.device, "wires", [])
+        limits = [wire.limit for wire in wires]
+        for wire in wires:
+            wire.limit = 0
+        yield
+        for wire, limit in zip(wires, limits, strict=True):
+            wire.limit = limit
 
     def requests(self) -> list[int]:
         return [message.request for message in self.log]
