@@ -97,8 +97,7 @@ class Life(BringUp):
             try:
                 for index in rings:
                     self._transport.reset_queue(index)
-                queue._stop(why)
-                while queue.pool is not None:  # a call that began just now is about to end
+                while not queue._pause(why):  # a call that began just now is about to end
                     time.sleep(0)
                 memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
                 self._start_pair(queue, *self._set_up_pair(queue, memory))

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from nic import PLAIN, Liar, frames
+from nic import PLAIN, Liar, frame, frames
 
 from pyvirtnet import DeviceBroken, DeviceTimeout, FeatureMissing, PortClosed, QueueBusy
 from pyvirtnet.testing import mask
@@ -135,6 +135,22 @@ def test_while_another_thread_is_in_a_call_it_is_refused(make_nic):
     assert nic.transmitted() == frames(2)
     queue.reset()
     works(nic)
+
+
+def test_a_thread_that_polls_meanwhile_finds_nothing(make_nic, monkeypatch):
+    """It got PortClosed, if it looked between the end of the rings and their new beginning."""
+    nic = make_nic(offered=RESET)
+    queue, set_up, found = nic.port.queues[0], nic.transport.setup_queue, []
+
+    def polled(index, addresses):
+        found.append((len(queue.recv_burst(8)), queue.send_burst(frames(1))))
+        return set_up(index, addresses)
+
+    monkeypatch.setattr(nic.transport, "setup_queue", polled)
+    queue.reset()
+    assert found == [(0, 0), (0, 0)]
+    nic.device.deliver(frame(60))
+    assert nic.receive() == [frame(60)]
 
 
 def test_a_device_that_does_not_let_go_is_stopped_as_a_whole(make_nic, monkeypatch):
