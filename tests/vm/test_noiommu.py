@@ -30,6 +30,7 @@ MACHINE = {
 
 NIC, PEER = "0000:00:04.0", "0000:00:05.0"
 HOST = Host()
+MODE = Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +51,9 @@ def run(code: str, *prefix: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_is_opt_in_when_binding(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bind.main(["bind", NIC]) == 1
+    if MODE.exists():  # another module of this guest was here first
+        MODE.write_text("N")
+    assert bind.main(["bind", NIC]) == 3  # what the machine lacks
     assert "--noiommu, which protects no memory" in capsys.readouterr().err
     assert HOST.driver(NIC) == "virtio-pci"
 
