@@ -214,7 +214,7 @@ def test_options_of_the_address():
     device = transport.device
     try:
         assert transport.name == address
-        assert device.offered == PLAIN | mask("csum", "mtu")
+        assert device.offered == PLAIN | mask("csum", "mtu", "ctrl_vq", "mq")
         assert (device.mtu, device.start_index, device.fill) == (1500, 0xFFF0, False)
         assert [transport.queue_max_size(at) for at in range(5)] == [64, 64, 64, 64, 0]
         assert device.config[:12] == bytes.fromhex("020000000009 0000 0200 dc05")
