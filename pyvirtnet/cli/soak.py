@@ -138,6 +138,7 @@ def soak(
     frames, sizes = options.frames, options.sizes
     loop = Loop(port, frames, options.burst, sizes)
     samples: list[int] = []
+    port.recv_burst(1, timeout=0.001)  # what a port sleeps with stays open
     opened = descriptors()
     begin = time.monotonic()
     while not loop.done and not stop.signal:

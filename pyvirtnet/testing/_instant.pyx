@@ -7,7 +7,7 @@ writes the virtio header of what it delivers and no payload.
 cimport cython
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from posix.unistd cimport write
+from posix.unistd cimport usleep, write
 
 cdef extern from "sched.h" nogil:
     int sched_yield()
@@ -16,6 +16,8 @@ cdef extern from *:
     void full_fence "__sync_synchronize"() noexcept nogil
 
 cdef uint64_t STOP = ~<uint64_t>0
+cdef uint64_t LONG_PAUSE = 256  # frames from one to the next: a driver that polls a while falls asleep
+cdef unsigned int LONG_MICROSECONDS = 2000
 
 
 @cython.auto_pickle(False)
@@ -26,7 +28,8 @@ cdef class InstantEnd:
         """Deliver frames one by one, each after the last was received, and interrupt if wanted.
 
         Runs without the GIL beside the driver, after random pauses: at once, or up to some tens of
-        microseconds later. received[0] is how many the driver has; ~0 there ends it early.
+        microseconds later; now and then milliseconds. received[0] is how many the driver has; ~0
+        there ends it early.
         Returns how often the eventfd `interrupt` was written to.
         """
         cdef uint64_t done = 0, one = 1, interrupts = 0
@@ -36,6 +39,8 @@ cdef class InstantEnd:
                 while seen[0] < done:
                     sched_yield()
                 seed = _pause(seed)
+                if done % LONG_PAUSE == LONG_PAUSE - 1:
+                    usleep(LONG_MICROSECONDS)
                 while not self._give() and seen[0] != STOP:
                     sched_yield()
                 done += 1
