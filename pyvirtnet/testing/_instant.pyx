@@ -16,7 +16,7 @@ cdef extern from *:
     void full_fence "__sync_synchronize"() noexcept nogil
 
 cdef uint64_t STOP = ~<uint64_t>0
-cdef uint64_t LONG_PAUSE = 256  # frames from one to the next: a driver that polls a while falls asleep
+cdef uint64_t LONG_PAUSE = 256  # frames between two: a driver that polls a while falls asleep
 cdef unsigned int LONG_MICROSECONDS = 2000
 
 
