@@ -30,5 +30,12 @@ async def serve(port: pyvirtnet.Port, address: str) -> None:
 
 
 if __name__ == "__main__":
-    with pyvirtnet.open(sys.argv[1]) as port:
-        asyncio.run(serve(port, sys.argv[2]))
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    try:
+        with pyvirtnet.open(sys.argv[1]) as port:
+            asyncio.run(serve(port, sys.argv[2]))
+    except pyvirtnet.Error as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        pass

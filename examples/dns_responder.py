@@ -40,5 +40,12 @@ def serve(port: pyvirtnet.Port, ours: str, address: str) -> None:
 
 
 if __name__ == "__main__":
-    with pyvirtnet.open(sys.argv[1]) as port:
-        serve(port, *sys.argv[2:])
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
+    try:
+        with pyvirtnet.open(sys.argv[1]) as port:
+            serve(port, *sys.argv[2:])
+    except pyvirtnet.Error as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        pass

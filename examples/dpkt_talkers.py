@@ -26,6 +26,13 @@ def talkers(port: pyvirtnet.Port, frames: int) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    with pyvirtnet.open(sys.argv[1]) as port:
-        for pair, octets in talkers(port, int(sys.argv[2])).most_common(10):
-            print(f"{octets:12} {pair}")
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    try:
+        with pyvirtnet.open(sys.argv[1]) as port:
+            for pair, octets in talkers(port, int(sys.argv[2])).most_common(10):
+                print(f"{octets:12} {pair}")
+    except pyvirtnet.Error as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        pass

@@ -21,6 +21,13 @@ def neighbours(port: pyvirtnet.Port, network: str, ours: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    with pyvirtnet.open(sys.argv[1]) as port:
-        for address, mac in neighbours(port, *sys.argv[2:]).items():
-            print(address, mac)
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
+    try:
+        with pyvirtnet.open(sys.argv[1]) as port:
+            for address, mac in neighbours(port, *sys.argv[2:]).items():
+                print(address, mac)
+    except pyvirtnet.Error as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        pass

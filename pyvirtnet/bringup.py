@@ -157,7 +157,7 @@ class BringUp:
                 f"{self.name} cannot have {wanted} queue pairs",
                 f"the device has {most}" if most > 1 else "the device has one, or cannot use more",
                 f"QEMU: queues={wanted} for the netdev, mq=on,vectors={wanted + 1} for the NIC; "
-                f"DPDK: queues={wanted}; or open(..., queue_pairs={most})",
+                f"DPDK: queues={wanted}; sim: ?pairs={wanted}; or open(..., queue_pairs={most})",
             )
         self._transport.claim_pairs(wanted)
 

@@ -123,7 +123,7 @@ def test_without_dpdk_it_says_what_to_install(
         (tmp_path / name).write_text(str(pages))
     monkeypatch.setattr(_bench_testpmd, "_HUGE", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert bench.main(["vs-dpdk"]) == 1
+    assert bench.main(["vs-dpdk"]) == 3
     assert "apt-get install dpdk-dev" in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> No
         bench.main(words)
     assert error.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("tools/bench")
+    assert line.startswith("pyvirtnet bench")
 
 
 # ---- instructions

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,57 @@ def test_a_reader_that_is_gone_is_no_traceback(words: list[str]) -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """As stdout."""
+    with open("/dev/full", "w") as full, redirect_stdout(full):
+        yield
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_that_a_full_disk_does_not_take_is_one_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, full_disk():
+        main.main([name, "--help"])
+    assert end.value.code == 1
+    assert capsys.readouterr().err.endswith(": cannot write its output: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "--version",
+        "doctor",
+        "status --json",
+        "completion zsh",
+        "top --count 1 --interval 0.01",
+        "top --count 1 --interval 0.01 --json",
+        "pktgen tx sim:loopback --count 1",
+        "pktgen tx sim:loopback --dry-run",
+        "fwd sim:loopback --mode drop --time 0.01",
+        "capture sim:loopback -w /dev/null --time 0.01 --json",
+        "capture sim:loopback -w - --time 0.01",
+        "rfc2544 sim:loopback sim:loopback --tests loss --size 60 --time 0.01",
+    ],
+)
+def test_a_full_disk_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with full_disk():
+        assert main.main(command.split()) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("pyvirtnet")
+    assert last.endswith(": cannot write its output: No space left on device")
+
+
+def test_an_error_that_is_not_stdouts_is_not_taken_for_it() -> None:
+    def work() -> int:
+        raise PermissionError(13, "Permission denied", "/elsewhere")
+
+    with pytest.raises(PermissionError, match="elsewhere"):
+        _command.run("x", work)
 
 
 # ---- completion --------------------------------------------------------------------------------

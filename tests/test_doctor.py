@@ -118,7 +118,11 @@ def test_interrupts_that_are_not_remapped(examined: Callable[..., Any], machine:
 
 def test_no_vfio_module(examined: Callable[..., Any], machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "lib/modules" / os.uname().release / "modules.dep").write_text("")
-    assert "apt-get install linux-image-" in missing(examined()[1])["vfio-pci"][1]
+    said, mend = missing(examined()[1])["vfio-pci"]
+    assert os.uname().release in said
+    assert os.uname().release not in mend  # whose packages a kernel of one's own is not among
+    assert "apt-get install linux-image-amd64" in mend
+    assert "CONFIG_VFIO_PCI" in mend
     (machine.pci / "drivers/vfio-pci").mkdir()
     assert "vfio-pci" not in missing(examined()[1])
 
@@ -150,7 +154,34 @@ def test_holders_spoilers_and_uses(examined: Callable[..., Any], machine: Machin
         "IOMMU group 5 also holds 0000:00:07.0, with kernel drivers",
         "sudo pyvirtnet bind 0000:00:07.0",
     )
-    assert "eth2 has the address 10.0.0.1" in found[OTHER][0]
+    assert "eth2 has the address 10.0.0.1" in str(examined()[1])
+
+
+def test_a_nic_in_use_is_not_missing_a_free_one_is(
+    examined: Callable[..., Any], machine: Machine
+) -> None:
+    machine.addresses = [("eth1", "10.0.0.1"), ("eth2", "10.0.0.2")]
+    (subject, (said, mend)) = missing(examined()[1]).popitem()
+    assert (subject, said) == ("free NIC", f"none: {NIC}, {OTHER} are in use")
+    assert "give the machine another NIC" in mend
+    assert f"sudo pyvirtnet bind {NIC} {OTHER} --force, which ends" in mend
+    assert missing(examined(OTHER)[1])["free NIC"][0] == f"none: {OTHER} is in use"
+    bind([NIC], force=True, host=machine)
+    assert examined()[0] == 0  # the one is enough
+
+
+def test_a_nic_that_a_process_holds_is_not_missing(
+    examined: Callable[..., Any], machine: Machine
+) -> None:
+    bind([NIC, OTHER], host=machine)
+    fds = machine.proc / "4711/fd"
+    fds.mkdir(parents=True)
+    (machine.proc / "4711/comm").write_text("pktgen\n")
+    (fds / "3").symlink_to(machine.dev / "vfio/5")
+    assert examined()[0] == 0
+    (said, mend) = missing(examined(NIC)[1])["free NIC"]
+    assert said == f"none: {NIC} is in use"
+    assert mend.endswith("; or end pid 4711 (pktgen)")
 
 
 def test_a_node_of_another_users(

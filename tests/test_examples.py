@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import runpy
 import subprocess
 import sys
 import threading
@@ -169,8 +170,18 @@ def test_scapy_neighbours():
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs_as_a_program(path):
+def test_an_example_without_its_nic_says_so_in_one_line_and_its_mend(path):
     words = [sys.executable, path, "sim:nowhere", "192.0.2.1", "192.0.2.2"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 1
-    assert "NoSuchDevice: no simulator 'sim:nowhere'" in done.stderr
+    what, mend = done.stderr.splitlines()
+    assert what.startswith("no simulator 'sim:nowhere'")
+    assert mend.startswith("  mend: ")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_without_words_says_what_it_takes(path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with pytest.raises(SystemExit, match=f"python {path.name} NIC ") as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == example(path.stem).__doc__

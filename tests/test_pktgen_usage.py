@@ -147,6 +147,12 @@ def test_wrong_usage_is_one_line(tool: Tool, words: tuple[str, ...]) -> None:
     assert tool.out == ""
 
 
+def test_more_than_the_line_carries_is_no_rate(tool: Tool) -> None:
+    with pytest.raises(SystemExit):
+        tool("tx", HERE, "--rate", "200%")
+    assert "'200%' is more than the line carries: 100% at most" in tool.err
+
+
 @pytest.mark.parametrize(
     ("words", "status", "what"),
     [
@@ -154,6 +160,13 @@ def test_wrong_usage_is_one_line(tool: Tool, words: tuple[str, ...]) -> None:
         (("loop", "", HERE), 3, "cannot open ''"),
         (("loop", HERE, ""), 3, "cannot open ''"),
         (("tx", HERE, "--frame", "ipv4/nosuch"), 2, "no frame 'ipv4/nosuch'"),
+        (("tx", HERE, "--frame", "ipv4(ttl=300)"), 2, "ipv4(ttl=300): ttl is from 0 to 255"),
+        (("tx", HERE, "--frame", "vlan(id=4096)"), 2, "vlan(id=4096): id is from 0 to 4095"),
+        (("tx", HERE, "--frame", "qinq(prio=8)"), 2, "qinq(prio=8): prio is from 0 to 7"),
+        (("tx", HERE, "--frame", "ipv6(hop=x)"), 2, "ipv6(hop=x): hop is from 0 to 255"),
+        (("tx", HERE, "--frame", "ipv4/udp(src=-1)"), 2, "udp(src=-1): src is from 0 to 65535"),
+        (("tx", HERE, "--frame", "ipv4/tcp(dst=65536)"), 2, "tcp(dst=65536): dst is from 0"),
+        (("tx", HERE, "--frame", "ipv4/icmp(id=65536)"), 2, "icmp(id=65536): id is from 0"),
         (("tx", HERE, "--frame", "ipv4", "--vary", "dst-port=1"), 2, "cannot vary dst-port"),
         (("tx", HERE, "--frame", "ipv4", "--size", "40"), 2, "cannot send 40 bytes"),
         (("tx", HERE, "--rate", "10%", "--count", "1"), 2, "cannot send at 10%"),

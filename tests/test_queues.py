@@ -211,6 +211,11 @@ def test_a_device_that_will_not_switch_them_on():
     assert device.read_status() == 0
 
 
+def test_more_pairs_than_a_simulated_device_has_name_its_option():
+    with pytest.raises(FeatureMissing, match=r"mend: .*sim: \?pairs=4; or .*queue_pairs=2"):
+        pyvirtnet.open("sim:loopback?pairs=2", queue_pairs=4)
+
+
 def test_open_on_the_simulator():
     with pyvirtnet.open("sim:loopback?pairs=4", queue_pairs=4) as port:
         for at, queue in enumerate(port.queues):

@@ -150,9 +150,9 @@ def test_wrong_usage(words, capsys):
     with pytest.raises(SystemExit) as caught:
         soak.main(words)
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith("tools/soak: ")
+    assert capsys.readouterr().err.startswith("pyvirtnet soak: ")
 
 
 def test_a_device_that_is_not_there(capsys):
-    assert soak.main(["--device", "vhost-user:/nowhere"]) == 1
+    assert soak.main(["--device", "vhost-user:/nowhere"]) == 3
     assert "start the back end first" in capsys.readouterr().err

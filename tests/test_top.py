@@ -17,6 +17,7 @@ import pyvirtnet
 from pyvirtnet import Port
 from pyvirtnet.cli import top
 from pyvirtnet.errors import Error
+from pyvirtnet.pcap import Writer
 from pyvirtnet.publishing import snapshot
 
 PROGRAM = """
@@ -100,6 +101,13 @@ def test_the_command_tells_tables_and_json(
     assert "no process publishes ports" in capsys.readouterr().out
 
 
+def test_without_a_terminal_it_says_once_that_nobody_publishes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert top.main(["--interval", "0.01", "--count", "3"]) == 1
+    assert capsys.readouterr().out.count("no process publishes ports") == 1
+
+
 def test_a_process_that_was_killed_leaves_nothing(
     other: subprocess.Popen[str], place: Path
 ) -> None:
@@ -170,13 +178,26 @@ def test_a_folder_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert top.look() == {}
 
 
-def test_pktgen_can_be_watched(place: Path) -> None:
-    words = ["loop", "sim:loopback", "sim:loopback", "--time", "60", "--json"]
-    command = [sys.executable, "-m", "pyvirtnet.cli.pktgen", *words]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pktgen loop sim:loopback sim:loopback --time 60 --json",
+        "capture sim:loopback -w {written}",
+        "replay {sent} sim:loopback --loop 0 --rate 100",
+    ],
+    ids=["pktgen", "capture", "replay"],
+)
+def test_a_command_can_be_watched(port: Port, tmp_path: Path, command: str) -> None:
+    sent, written = tmp_path / "sent", tmp_path / "written"
+    with sent.open("wb") as file:
+        Writer(file).write(port.alloc_burst(1, 60), 0)
+    written.touch()
+    words = command.format(sent=sent, written=written).split()
+    program = [sys.executable, "-m", "pyvirtnet.cli.main", *words]
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             rows: list[dict[str, Any]] = []
-            while not rows or not rows[0]["counters"]["rx_frames"]:
+            while not rows or not (rows[0]["counters"]["tx_frames"] or written.stat().st_size):
                 assert process.poll() is None
                 rows = [row for one in top.look().values() for row in top.figures(one, None)]
             assert rows[0]["pid"] == process.pid

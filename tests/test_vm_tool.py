@@ -130,6 +130,20 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no command" in capsys.readouterr().err
 
 
+def test_a_command_that_is_not_behind_two_dashes_is_shown_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        vm.main(["run", "--ports", "1", "sleep", "1 h"])
+    assert caught.value.code == 2
+    assert "vm run [OPTIONS] -- sleep '1 h'" in capsys.readouterr().err
+
+
+def test_output_that_a_full_disk_does_not_take() -> None:
+    with open("/dev/full", "wb") as full, pytest.raises(Error, match="No space left on device"):
+        vm._to(full.fileno())(b"output")
+
+
 def test_every_pair_of_ports_shares_a_cable_and_slots_count_up() -> None:
     words = Machine(ports=4, port_opts="mrg_rxbuf=off").arguments(Path("/x"))
     cables = [word for word in words if word.startswith("hubport")]

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from .. import errors
 
 OK, FAILED, USAGE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 128 + signal.SIGINT
+UNREAD = 128 + signal.SIGPIPE  # `| head` has seen enough
 EPILOG = (
     "exit status: 0 all well, 1 it ran and failed (frames lost, doubled or damaged; refused), "
     "2 wrong usage, 3 this machine or its NIC lacks something (the text says what mends it), "
@@ -48,6 +49,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"epilog": EPILOG, **options}, allow_abbrev=False)
 
+    def exit(self, status: int = OK, message: str | None = None) -> NoReturn:
+        """Help that could not be written is no success."""
+        super().exit(delivered(self.prog, status), message)
+
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message} (--help tells more)\n")
 
@@ -60,19 +65,35 @@ def status_of(error: errors.Error) -> int:
 
 
 def run(name: str, work: Callable[[], int]) -> int:
-    """The exit status of a command that ends in a number, an error, Ctrl-C or a closed pipe."""
+    """The exit status of a command that ends in a number, an error, Ctrl-C or a full disk."""
     try:
         status = work()
-        sys.stdout.flush()
-        return status
     except errors.Error as error:
         print(f"{program(name)}: {str(error).replace('tools/', program(''))}", file=sys.stderr)
-        return status_of(error)
+        status = status_of(error)
     except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # `| head` has seen enough
+        status = INTERRUPTED
+    except BrokenPipeError:
+        status = UNREAD
+    except OSError:
+        status = delivered(program(name), OK)
+        if status == OK:  # it was not stdout's
+            raise
+        return status
+    return delivered(program(name), status)
+
+
+def delivered(who: str, status: int) -> int:
+    """`status`, or what it means that stdout does not take all that was written to it."""
+    try:
+        print(end="", flush=True)  # sys.stdout is None where it was closed
+        return status
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        if isinstance(error, BrokenPipeError):
+            return UNREAD
+        print(f"{who.strip()}: cannot write its output: {error.strerror}", file=sys.stderr)
+        return FAILED
 
 
 def watchable() -> AbstractContextManager[object]:

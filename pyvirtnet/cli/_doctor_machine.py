@@ -20,6 +20,11 @@ _BOOT = (
     "as root: put {option} into GRUB_CMDLINE_LINUX of /etc/default/grub (elsewhere: the kernel's "
     "command line), update-grub, reboot"
 )
+_KERNEL = (
+    "in a container: modprobe vfio-pci on its host; elsewhere boot a distribution's kernel (as "
+    "root: apt-get install linux-image-amd64, Ubuntu: linux-image-generic; reboot), or build "
+    "yours with CONFIG_VFIO_PCI=m"
+)
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,7 @@ def _module(host: Host) -> Finding:
     lists = (read(folder / name) for name in ("modules.dep", "modules.builtin"))
     if any("/vfio-pci.ko" in text for text in lists):
         return Finding("vfio-pci", "note", "not loaded yet; tools/bind loads it")
-    mend = f"as root: apt-get install linux-image-{os.uname().release}, or a kernel that has it"
-    return Finding("vfio-pci", "missing", f"no such module under {folder}", mend)
+    return Finding("vfio-pci", "missing", f"no such module under {folder}", _KERNEL)
 
 
 def _container(host: Host) -> Iterator[Finding]:

@@ -11,10 +11,8 @@ from ..errors import Error
 from ..spec import Feature
 from ._doctor_machine import Finding
 
-_NONE = (
-    "give the machine one (QEMU: -netdev … -device virtio-net-pci,netdev=…,disable-legacy=on,"
-    "iommu_platform=on); until then, sim:loopback and vhost-user: ports work"
-)
+_QEMU = "(QEMU: -netdev … -device virtio-net-pci,netdev=…,disable-legacy=on,iommu_platform=on)"
+_NONE = f"give the machine one {_QEMU}; until then, sim:loopback and vhost-user: ports work"
 
 
 def nics(host: Host, only: Sequence[str]) -> Iterator[Finding]:
@@ -27,6 +25,20 @@ def nics(host: Host, only: Sequence[str]) -> Iterator[Finding]:
     ready = any(nic.ready and _openable(nic) for nic in found)
     for nic in found:
         yield from _nic(host, nic, must=not ready or bool(wanted))
+    taken = [nic for nic in found if nic.uses or nic.holders]
+    if taken and (wanted or (not ready and taken == found)):
+        yield _none_free(taken)
+
+
+def _none_free(taken: Sequence[Nic]) -> Finding:
+    """NICs that lack nothing, and cannot be had."""
+    mends = [f"give the machine another NIC {_QEMU}"]
+    mends += [f"end {', '.join(nic.holders)}" for nic in taken if nic.holders]
+    if used := " ".join(nic.bdf for nic in taken if nic.uses):
+        force = f"sudo tools/bind {used} --force"
+        mends.append(f"{force}, which ends what the kernel does with it, SSH sessions too")
+    said = f"none: {', '.join(nic.bdf for nic in taken)} {'are' if taken[1:] else 'is'} in use"
+    return Finding("free NIC", "missing", said, "; or ".join(mends))
 
 
 def opened(name: str) -> Iterator[Finding]:
@@ -49,8 +61,7 @@ def _nic(host: Host, nic: Nic, must: bool) -> Iterator[Finding]:
     if nic.driver == VFIO_PCI:
         yield from _bound(nic, bad)
     elif nic.uses:
-        mend = f"take it out of use, then as root: tools/bind {nic.bdf}" if must else ""
-        yield Finding(nic.bdf, bad, f"the kernel uses it: {'; '.join(nic.uses)}", mend)
+        yield Finding(nic.bdf, "note", f"the kernel uses it: {'; '.join(nic.uses)}")
     else:
         user = os.environ.get("SUDO_USER") or os.environ.get("USER") or "root"
         mend = f"sudo tools/bind {nic.bdf} --user {user}" if must else ""
@@ -61,8 +72,7 @@ def _nic(host: Host, nic: Nic, must: bool) -> Iterator[Finding]:
 
 def _bound(nic: Nic, bad: str) -> Iterator[Finding]:
     if nic.holders:
-        mend = "it is in use; to have it, end that process"
-        yield Finding(nic.bdf, bad, f"held by {', '.join(nic.holders)}", mend)
+        yield Finding(nic.bdf, "note", f"held by {', '.join(nic.holders)}")
     elif nic.node is None:
         said, mend = "bound to vfio-pci, its node is missing", f"sudo tools/bind {nic.bdf}"
         yield Finding(nic.bdf, bad, said, mend)

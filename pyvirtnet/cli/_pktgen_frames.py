@@ -36,41 +36,56 @@ def _values(text: str | None, defaults: dict[str, str], layer: str) -> dict[str,
     return defaults | given
 
 
-def _tag(text: str | None, kind: int, inner: int) -> tuple[int, bytes]:
-    have = _values(text, {"id": "1", "prio": "0"}, "vlan")
-    tag = int(have["prio"], 0) << 13 | int(have["id"], 0)
-    return kind, struct.pack(">HH", tag, inner)
+def _numbers(layer: str, have: dict[str, str], **most: int) -> list[int]:
+    """The values of fields, each from 0 to what is given."""
+    found = []
+    for field, highest in most.items():
+        try:
+            value = int(have[field], 0)
+        except ValueError:
+            value = -1
+        if not 0 <= value <= highest:
+            raise ValueError(f"{layer}({field}={have[field]}): {field} is from 0 to {highest}")
+        found.append(value)
+    return found
+
+
+def _tag(name: str, text: str | None, inner: int) -> tuple[int, bytes]:
+    have = _values(text, {"id": "1", "prio": "0"}, name)
+    vlan, priority = _numbers(name, have, id=4095, prio=7)
+    return _VLANS[name == "qinq"], struct.pack(">HH", priority << 13 | vlan, inner)
 
 
 def _ipv4(text: str | None, protocol: int) -> tuple[int, bytes]:
     defaults = {"src": "192.0.2.1", "dst": "192.0.2.2", "ttl": "64", "tos": "0"}
     have = _values(text, defaults, "ipv4")
     ends = b"".join(ipaddress.IPv4Address(have[end]).packed for end in ("src", "dst"))
-    tos, ttl = int(have["tos"], 0), int(have["ttl"], 0)
+    tos, ttl = _numbers("ipv4", have, tos=255, ttl=255)
     return 0x0800, struct.pack(">BBHHHBBH", 0x45, tos, 0, 0, 0x4000, ttl, protocol, 0) + ends
 
 
 def _ipv6(text: str | None, protocol: int) -> tuple[int, bytes]:
     have = _values(text, {"src": "2001:db8::1", "dst": "2001:db8::2", "hop": "64"}, "ipv6")
     ends = b"".join(ipaddress.IPv6Address(have[end]).packed for end in ("src", "dst"))
-    return 0x86DD, struct.pack(">IHBB", 6 << 28, 0, protocol, int(have["hop"], 0)) + ends
+    (hop,) = _numbers("ipv6", have, hop=255)
+    return 0x86DD, struct.pack(">IHBB", 6 << 28, 0, protocol, hop) + ends
 
 
 def _udp(text: str | None) -> bytes:
     have = _values(text, {"src": "1024", "dst": "9"}, "udp")
-    return struct.pack(">HHHH", int(have["src"], 0), int(have["dst"], 0), 0, 0)
+    return struct.pack(">HHHH", *_numbers("udp", have, src=65535, dst=65535), 0, 0)
 
 
 def _tcp(text: str | None) -> bytes:
     have = _values(text, {"src": "1024", "dst": "9"}, "tcp")
-    ends = int(have["src"], 0), int(have["dst"], 0)
+    ends = _numbers("tcp", have, src=65535, dst=65535)
     return struct.pack(">HHIIBBHHH", *ends, 0, 0, 5 << 4, 16, 8192, 0, 0)
 
 
 def _icmp(kind: int) -> Callable[[str | None], bytes]:
     def layer(text: str | None) -> bytes:
         have = _values(text, {"id": "1"}, "icmp")
-        return struct.pack(">BBHHH", kind, 0, 0, int(have["id"], 0), 1)
+        return struct.pack(">BBHHH", kind, 0, 0, *_numbers("icmp", have, id=65535), 1)
 
     return layer
 
@@ -79,7 +94,7 @@ def build(text: str, dst: bytes, src: bytes) -> bytes:
     """All headers of a frame, as GRAMMAR says. Raises WrongUsage."""
     try:
         return dst + src + _network([part for part in text.split("/") if part])
-    except (ValueError, struct.error) as error:
+    except ValueError as error:
         raise WrongUsage(f"no frame {text!r}", str(error), f"a frame is {GRAMMAR}") from None
 
 
@@ -95,7 +110,8 @@ def _network(parts: list[str]) -> bytes:
     if layers:
         kind, body = _internet(layers)
     for name, values in reversed(tags):
-        kind, body = _tag(values, _VLANS[name == "qinq"], kind)[0], _tag(values, 0, kind)[1] + body
+        kind, tag = _tag(name, values, kind)
+        body = tag + body
     return kind.to_bytes(2, "big") + body
 
 

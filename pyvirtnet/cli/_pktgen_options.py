@@ -103,7 +103,9 @@ def rate(text: str) -> Rate | None:
     match = _RATE.fullmatch(text.strip())
     unit = match[3].lower().replace("bit/s", "bps") or "pps" if match else ""
     value = float(match[1]) * _SCALE[match[2].lower()] if match else 0.0
-    if not value or (unit == "%" and not 0 < value <= 100):
+    if unit == "%" and value > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than the line carries: 100% at most")
+    if not value:
         raise argparse.ArgumentTypeError(f"{text!r} is no rate such as 100kpps, 1.5Gbps, 10%, max")
     return Rate(text, value, unit)
 

@@ -1,4 +1,4 @@
-"""tools/bench: measures the driver, beside DPDK, the kernel's sockets, and itself."""
+"""bench: measures the driver, beside DPDK, the kernel's sockets, and itself."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import Error
 from ._bench_report import page, progress, warn_if_busy, watched
-from ._command import Parser
+from ._command import OK, Parser, program, run
 from ._vm_image import project
 
-FAILED = 1
 JUDGES = ("vs-dpdk", "core", "queues", "latency", "sweep", "vm", "papers")
 RUNS = {  # of `all`: the name of the result, and how it comes about
     "vs-dpdk": ["vs-dpdk"],
@@ -39,7 +37,7 @@ def _judge(name: str) -> ModuleType:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tools/bench", description=__doc__, epilog=_EPILOG)
+    parser = Parser(prog=program("bench"), description=__doc__, epilog=_EPILOG)
     names = "|".join((*JUDGES, "all"))
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     for name in JUDGES:
@@ -63,19 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     warn_if_busy()
-    try:
-        if options.command == "all":
-            _all(parser, options.out or project() / "docs/benchmarks", options.only or list(RUNS))
-            return 0
-        judge = _judge(options.command)
-        result = watched(lambda: judge.run(options))
-    except Error as error:
-        print(f"tools/bench: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return run("bench", lambda: _run(parser, options))
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.command == "all":
+        _all(parser, options.out or project() / "docs/benchmarks", options.only or list(RUNS))
+        return OK
+    judge = _judge(options.command)
+    result = watched(lambda: judge.run(options))
     print(json.dumps(result) if options.json else "\n".join(judge.lines(result)))
-    return 0
+    return OK
 
 
 def _all(parser: argparse.ArgumentParser, folder: Path, names: Sequence[str]) -> None:

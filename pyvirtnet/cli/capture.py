@@ -16,7 +16,7 @@ from ..errors import Error
 from ..pcap import SNAPLEN
 from ..port import Port
 from ._capture_files import Files
-from ._command import OK, Parser, number, program, run, seconds
+from ._command import OK, Parser, number, program, run, seconds, watchable
 from ._filter_words import add_filter, filter_of
 from ._live import Live
 from ._pktgen_report import change
@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace, wanted: Filter | None) -> int:
         seconds=args.rotate_time,
         keep=args.files,
     )
-    with pyvirtnet.open(args.port) as port, Stop() as stop:
+    with watchable(), pyvirtnet.open(args.port) as port, Stop() as stop:
         capture = Capture(port, files, wanted)
         try:
             capture.run(args, stop)

@@ -1,4 +1,4 @@
-"""tools/demo: frames of every interesting size from one vfio-pci NIC to another, in a guest."""
+"""demo: frames of every interesting size from one vfio-pci NIC to another, in a guest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from ..errors import Error
-from ._command import Parser
+from ._command import FAILED, OK, Parser, program, run
 from ._vm_guest import Guest
 from ._vm_image import image
 from ._vm_machine import Machine, bdf
@@ -21,7 +21,6 @@ from ._vm_package import payload
 SIZES = (60, 128, 129, 1514, 4084, 4085, 9014, 65535)
 SECONDS = 2.0  # of traffic, for each size
 TIMEOUT = 300.0
-DONE, FAILED = 0, 1
 
 _KEYS = ("size", "sent", "received", "lost", "corrupt", "pps", "gbps", "buffers_per_frame")
 _BOUND = "demo: both NICs are bound"  # the guest says so between tools/bind and tools/pktgen
@@ -84,7 +83,7 @@ class Output:
             print(line, file=self._table, flush=True)
 
 
-def run(seconds: float, table: TextIO) -> list[dict[str, Any]]:
+def demonstrate(seconds: float, table: TextIO) -> list[dict[str, Any]]:
     """The demo; its rows. The table's lines go to `table` as they come."""
     progress = Progress()
     progress.start(1)
@@ -156,24 +155,25 @@ def _terminated() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="tools/demo", description=__doc__, epilog=None)
+    parser = Parser(prog=program("demo"), description=__doc__)
     parser.add_argument("--json", action="store_true", help="the rows as JSON, on the last line")
     args = parser.parse_args(argv)
+    return run("demo", lambda: _run(args.json))
+
+
+def _run(as_json: bool) -> int:
     try:
         with _terminated():
-            rows = run(SECONDS, sys.stderr if args.json else sys.stdout)
-    except Error as error:
-        _say(f"tools/demo: {error}")
-        return FAILED
+            rows = demonstrate(SECONDS, sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
-        _say("tools/demo: interrupted")
-        return 128 + signal.SIGINT
-    if args.json:
+        _say("interrupted")
+        raise
+    if as_json:
         print(json.dumps({"rows": rows}), flush=True)
     if whole(rows):
         _say(f"all {sum(row['sent'] for row in rows)} frames arrived, none lost, none damaged")
-        return DONE
-    _say("tools/demo: frames were lost or damaged")
+        return OK
+    _say("frames were lost or damaged")
     return FAILED
 
 

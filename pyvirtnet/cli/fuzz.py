@@ -1,4 +1,4 @@
-"""tools/fuzz: random calls of the driver against devices that lie, in a build with sanitizers.
+"""fuzz: random calls of the driver against devices that lie, in a build with sanitizers.
 
 A step is one thing a device does: a used element, a move of an index, a scribble into memory.
 """
@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import Error
-from ._command import Parser
+from ._command import Parser, program, run
 from ._fuzz_worker import PROGRESS
 
 GENERATION = 30.0  # seconds after which a new process goes on: one more interpreter's exit
@@ -136,7 +135,7 @@ def fuzz(report: Report, seconds: float, steps: int, only: int | None, times: in
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tools/fuzz", description=__doc__)
+    parser = Parser(prog=program("fuzz"), description=__doc__)
     parser.add_argument("--seconds", type=float, help="how long; 60 if neither is given")
     parser.add_argument("--steps", type=int, help="until devices have made so many steps")
     parser.add_argument("--seed", type=int, help="what follows from it; random if not given")
@@ -161,17 +160,18 @@ def _say(report: Report) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    return run("fuzz", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     seed = secrets.randbits(32) if args.seed is None else args.seed
     report = Report(seed)
     seconds = args.seconds if args.seconds is not None else 1e9 if args.steps else 60.0
     try:
         fuzz(report, seconds, args.steps or EVERY, args.round, args.times)
-    except Error as error:
-        print(f"tools/fuzz: {error}", file=sys.stderr)
-        return FOUND
     except KeyboardInterrupt:
-        print(f"tools/fuzz: interrupted; seed {seed}", file=sys.stderr)
-        return 128 + signal.SIGINT
+        print(f"{program('fuzz')}: interrupted; seed {seed}", file=sys.stderr)
+        raise
     if args.json:
         print(json.dumps({**vars(report), "replay": report.replay}), flush=True)
     else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyvirtnet
@@ -13,7 +14,7 @@ import pyvirtnet
 from ..bpf import Filter
 from ..errors import Error
 from ..pcap import Reader
-from ._command import FAILED, OK, Parser, number, program, run, seconds
+from ._command import FAILED, OK, Parser, number, program, run, seconds, watchable
 from ._filter_words import add_filter, filter_of
 from ._pktgen_traffic import Stop
 from ._replay_frames import Recording
@@ -57,22 +58,28 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     args = made.parse_intermixed_args(argv)
+    return run("replay", lambda: _run(args, filter_of(made, args.filter)))
 
-    def work() -> int:
-        try:
-            return _run(args, filter_of(made, args.filter))
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            raise Error(f"cannot read {args.file}", str(error.strerror), "name a capture") from None
 
-    return run("replay", work)
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise Error(f"cannot read {path}", str(error.strerror), "name a capture") from None
 
 
 def _run(args: argparse.Namespace, wanted: Filter | None) -> int:
     reader = Reader(args.file)
     speed = args.speed or (None if args.rate or args.bits or args.fast else 1.0)
-    with pyvirtnet.open(args.port) as port, Stop() as stop:
+    with (
+        _reading(args.file),
+        watchable(),
+        pyvirtnet.open(args.port) as port,
+        Stop() as stop,
+    ):
         recording = Recording(reader, port, args.burst, wanted)
         recording.load()
         replay = Replay(port, Pace(args.rate, args.bits, speed), stop)

@@ -1,4 +1,4 @@
-"""tools/soak: numbered frames round and round, a hundred million, and what became of them.
+"""soak: numbered frames round and round, a hundred million, and what became of them.
 
 None may be lost, doubled, damaged or overtaken, and nothing may grow.
 """
@@ -20,13 +20,12 @@ from typing import Any
 import pyvirtnet
 
 from .._stamp import MIN_STAMPED
-from ..errors import Error
 from ..negotiate import parse
 from ..port import Port
 from ..spec import MAX_FRAME
 from ._bench_report import machine, pinned, warn_if_busy
 from ._bench_testpmd import Testpmd, backend, cores, huge_pages
-from ._command import Parser
+from ._command import FAILED, OK, Parser, program, run
 from ._pktgen_traffic import Stop
 from ._soak_loop import MIX, Loop, descriptors, resident
 
@@ -36,10 +35,8 @@ GROWTH_KIB = 256  # that may be noise of the interpreter's allocator
 SLICE = 0.25  # seconds between two looks at the progress
 LINE_SECONDS = 5.0  # between two lines of it in a file
 WRONG = ("lost", "duplicated", "reordered", "corrupt", "foreign")
-PASSED, FAILED = 0, 1
 
 _DEVICE = "a device that gives back what it takes (a DPDK testpmd of its own, in io mode)"
-_EPILOG = "exit status: 0 passed, 1 failed or an error, 2 wrong usage, 130 Ctrl-C (figures so far)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,30 +44,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     warn_if_busy()
-    try:
-        with (
-            _device(options.device) as (address, device, versions),
-            pyvirtnet.open(address, features=options.without) as port,
-            Stop() as stop,
-        ):
-            result = soak(port, options, stop, Progress())
-            if device is not None:
-                counters = device.stats()
-                result["device"] = {"rx": counters.rx, "tx": counters.tx}
-    except Error as error:
-        print(f"tools/soak: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return run("soak", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    with (
+        _device(options.device) as (address, device, versions),
+        pyvirtnet.open(address, features=options.without) as port,
+        Stop() as stop,
+    ):
+        result = soak(port, options, stop, Progress())
+        if device is not None:
+            counters = device.stats()
+            result["device"] = {"rx": counters.rx, "tx": counters.tx}
     result["machine"] = machine(versions)
     print(json.dumps(result, indent=1) if options.json else "\n".join(lines(result)))
     if stop.signal:
         return 128 + stop.signal
-    return PASSED if result["passed"] else FAILED
+    return OK if result["passed"] else FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tools/soak", description=__doc__, epilog=_EPILOG)
+    parser = Parser(prog=program("soak"), description=__doc__)
     add = parser.add_argument
     add("--frames", type=_frames, default=FRAMES, metavar="N", help="how many, at least (1e8)")
     add("--burst", type=_number(1, 256), default=32, metavar="N", help="frames of a call (32)")

@@ -42,15 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _watch(pids: Sequence[int], interval: float, looks: int | None, as_json: bool) -> int:
-    before = look(pids)
+    before, quiet = look(pids), False
     for number_of_look in count(1):
         time.sleep(interval)
         now = look(pids)
         rows = [row for one in now.values() for row in figures(one, before.get(one["pid"]))]
         if as_json:
             print(json.dumps({"queues": rows}), flush=True)
-        else:
+        elif rows or not quiet or sys.stdout.isatty():
             _show(rows)
+        quiet = not rows
         if number_of_look == looks:
             break
         before = now

@@ -1,9 +1,10 @@
-"""tools/vm: builds the guest image; runs a command in a guest with virtio-net NICs and an IOMMU."""
+"""vm: builds the guest image; runs a command in a guest with virtio-net NICs and an IOMMU."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..errors import Error
-from ._command import Parser
+from ._command import OK, Parser, program, run
 from ._vm_guest import Guest, Sink
 from ._vm_image import DEFAULT, image, say
 from ._vm_link import TapNamespace, address
@@ -29,45 +30,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)  # what follows is CMD's, untouched
     parser = _parser()
-    options = parser.parse_args(given[:cut])
+    options, strange = parser.parse_known_args(given[:cut])
     options.command = given[cut + 1 :]
-    if options.action == "run" and not options.command:
-        parser.error("no command: tools/vm run [OPTIONS] -- CMD…")
+    if strange and strange[0].startswith("-"):
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if strange or (options.action == "run" and not options.command):
+        command = shlex.join(strange) or "CMD…"
+        parser.error(f"no command: {parser.prog} run [OPTIONS] -- {command}")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
+    return run("vm", lambda: _do(options))
+
+
+def _do(options: argparse.Namespace) -> int:
     try:
         if options.action == "build":
             say(f"the image is in {image(options.image).disk.parent}")
-            return 0
+            return OK
         return _run(options)
     except Error as error:
         say(str(error))
         return 125
-    except BrokenPipeError:  # nobody reads the output any more
-        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         say("interrupted")
-        return 128 + signal.SIGINT
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tools/vm", description=__doc__, epilog=None)
+    parser = Parser(prog=program("vm"), description=__doc__, epilog=None)
     actions = parser.add_subparsers(dest="action", required=True, metavar="build|run")
     build = actions.add_parser(
         "build", help="build the guest image, if it is not in the cache", epilog=None
     )
-    run = actions.add_parser(
+    start = actions.add_parser(
         "run",
         help="run a command in a guest",
         description=_RUN,
         epilog=None,
-        usage="tools/vm run [OPTIONS] -- CMD…",
+        usage=f"{program('vm')} run [OPTIONS] -- CMD…",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for action in (build, run):
+    for action in (build, start):
         about = "which guest: a folder of vm-images/"
         action.add_argument("--image", default=DEFAULT, metavar="NAME", help=about)
-    add = run.add_argument
+    add = start.add_argument
     add("--ports", type=int, default=2, metavar="N", help="NICs, at 0000:00:04.0 and up")
     add("--link", choices=["hub", "tap", "dgram"], default="hub", help="what they are cabled to")
     add("--iommu", choices=["intel", "virtio", "none"], default="intel", help="the virtual IOMMU")
@@ -131,8 +137,14 @@ def _run(options: argparse.Namespace) -> int:
 def _to(fd: int) -> Sink:
     def write(data: bytes) -> None:
         left = memoryview(data)
-        while left:
-            left = left[os.write(fd, left) :]
+        try:
+            while left:
+                left = left[os.write(fd, left) :]
+        except BrokenPipeError:  # nobody reads it any more
+            raise
+        except OSError as error:
+            why = str(error.strerror)
+            raise Error("cannot write the guest's output", why, "make room") from None
 
     return write
 

@@ -172,6 +172,7 @@ class SimTransport(Transport, dma.Mapper):
 
 
 def _switch(text: str) -> bool:
+    """on or off"""
     return {"on": True, "off": False}[text]
 
 
@@ -182,14 +183,20 @@ def _number(low: int, high: int) -> Callable[[str], int]:
             raise ValueError(f"{value} is not from {low} to {high}")
         return value
 
+    convert.__doc__ = f"a number from {low} to {high}"
     return convert
 
 
 def _one_of(*names: str) -> Callable[[str], str]:
-    return lambda text: names[names.index(text)]
+    def convert(text: str) -> str:
+        return names[names.index(text)]
+
+    convert.__doc__ = " or ".join(names)
+    return convert
 
 
 def _mac(text: str) -> bytes:
+    """a MAC address"""
     mac = bytes.fromhex(text.replace(":", ""))
     if len(mac) != 6:
         raise ValueError("a MAC address has six bytes")
@@ -261,10 +268,11 @@ def parse_options(address: str, query: str) -> dict[str, Any]:
             else:
                 features = features & ~mask(key) | (mask(key) if _switch(text) else 0)
         except (KeyError, ValueError) as error:
+            mend = f"options: {', '.join(_OPTIONS)}; or a feature, on or off: {features_known}"
             raise NoSuchDevice(
                 f"no simulator {address!r}",
                 f"option {key}={text} is not known or not possible",
-                f"options: {', '.join(_OPTIONS)}; or a feature, on or off: {features_known}",
+                f"{key} takes {_OPTIONS[key][1].__doc__}" if key in _OPTIONS else mend,
             ) from error
     size = options.pop("queue_size")
     if size & (size - 1) and not features & mask("ring_packed"):
