@@ -142,6 +142,7 @@ class Interrupts:
 
     def __init__(self, port: pyvirtnet.Port) -> None:
         self._port, self._seen = port, 0
+        self._counted = False  # one that nobody has served
         self._fd = port._transport.interrupt_fd(1)
         self._poller = select.poll()
         self._poller.register(self._fd, select.POLLIN)
@@ -153,14 +154,16 @@ class Interrupts:
             self._port.queues[0]._interrupt_on_transmit(True)
 
     def serve(self, full: bool) -> None:
-        if self._poller.poll(100 if full else 0):
+        if self._counted or self._poller.poll(100 if full else 0):
             self.count()
+            self._counted = False
             self._port.reclaim()
             self.ask()
 
     def count(self) -> int:
         with suppress(BlockingIOError):
             self._seen += os.eventfd_read(self._fd)
+            self._counted = True
         return self._seen
 
 
