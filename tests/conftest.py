@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of tools/fuzz come last: the losses they stage leave DMA memory behind, and a
     vhost-user memory table has no room for many regions."""
     items.sort(key=lambda item: item.path.name == "test_fuzz.py")
+
+
+def pytest_collection_finish() -> None:
+    """What was collected lives to the end: `gc.collect()` need not look at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(hookwrapper=True)  # the guest's pytest knows no wrapper=

@@ -37,9 +37,9 @@ def play_all(seed, numbers):
         played(seed, number)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_short_run_is_clean(seed):
-    command = (*FUZZ, "--steps", "100000", "--seed", str(seed), "--json")
+def test_a_short_run_is_clean():
+    """tools/test --fuzz is a longer one, with sanitizers."""
+    command = (*FUZZ, "--steps", "100000", "--seed", "2", "--json")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
