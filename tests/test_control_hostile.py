@@ -95,8 +95,10 @@ def test_commands_from_threads_between_resets(make_nic):
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    for _ in range(30):
+    resets = 0
+    while not odd and (resets < 30 or set(done) != set(range(4))):
         port.reset()
+        resets += 1
     stop.set()
     for thread in threads:
         thread.join()

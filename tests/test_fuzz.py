@@ -64,7 +64,7 @@ def test_time_goes_on_by_looking_at_it():
         clock = queue.time
         before = clock.monotonic()
         clock.sleep(5.0)
-        assert 5.0 < clock.monotonic() - before < 5.1
+        assert 5.0 < clock.monotonic() - before < 8
     assert queue.time is time
 
 

@@ -86,7 +86,7 @@ def test_srp_finds_the_neighbour(ports):
     request = Ether(dst="ff:ff:ff:ff:ff:ff", src=OURS) / ARP(
         pdst=["192.0.2.2", "192.0.2.3"], psrc="192.0.2.1", hwsrc=OURS
     )
-    answered, unanswered = srp(request, iface=PortInterface(ports[0]), timeout=2, verbose=False)
+    answered, unanswered = srp(request, iface=PortInterface(ports[0]), timeout=4, verbose=False)
     ((asked, answer),) = answered
     assert (asked[ARP].pdst, answer[ARP].psrc, answer[ARP].hwsrc) == (
         "192.0.2.2",

@@ -73,7 +73,7 @@ def test_a_back_end_that_dies_while_rings_run(path, start, use):
         with pytest.raises((DeviceGone, pyvirtnet.NoSuchDevice), match=path) as caught:
             until(lambda: False, call)
         assert caught.value.mend
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 4
 
 
 def test_everything_comes_back_from_a_dead_back_end(path, start):

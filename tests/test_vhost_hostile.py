@@ -132,7 +132,7 @@ def test_silence(path, start, impatient):
     begin = time.monotonic()
     with pytest.raises(DeviceTimeout, match=r"GET_FEATURES came for 0\.2 s"):
         open_port(path)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 4
 
 
 def test_an_answer_byte_by_byte_does_not_stretch_the_time(path, start, impatient):
@@ -141,14 +141,14 @@ def test_an_answer_byte_by_byte_does_not_stretch_the_time(path, start, impatient
     def trickle(_: wire.Message) -> bytes:
         for byte in wire.answer(wire.GET_FEATURES, U64)[:-1]:
             back_end._send(bytes([byte]))
-            time.sleep(0.05)
+            time.sleep(0.15)
         return b""
 
     back_end.hooks[wire.GET_FEATURES] = trickle
     begin = time.monotonic()
     with pytest.raises(DeviceTimeout):
         open_port(path)
-    assert time.monotonic() - begin < 0.9
+    assert time.monotonic() - begin < 2.5
 
 
 def test_a_back_end_that_hangs_at_close(path, start, impatient):
@@ -157,7 +157,7 @@ def test_a_back_end_that_hangs_at_close(path, start, impatient):
     back_end.hooks[wire.GET_VRING_BASE] = lambda _: b""
     begin = time.monotonic()
     port.close()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 4
 
 
 def test_memory_that_a_hanging_back_end_may_write_is_not_used_again(path, start, impatient):

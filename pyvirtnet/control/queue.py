@@ -11,7 +11,7 @@ from .._words import ring
 from ..errors import DeviceBroken, DeviceTimeout, Error, QueueBusy
 from ..transport.base import Doorbell, QueueAddresses
 
-ANSWER_SECONDS = 1.0  # that the device has for one command
+ANSWER_SECONDS = 5.0  # that the device has for one command
 MAX_ENTRIES = 64
 ANSWER_AT, COMMAND_AT = 4096, 8192  # behind the ring
 CONTROL_BYTES = 32768
