@@ -14,14 +14,14 @@ from ._queue import QueuePair
 from .control import Control
 from .errors import DeviceBroken, Error, FeatureMissing, NotVirtioNet, PortClosed
 from .memory import PortMemory
-from .negotiate import SEGMENTS, Features, negotiate, parse, receive_mode
+from .negotiate import SEGMENTS, Features, largest_frame, negotiate, parse, receive_mode
 from .nic import Mac
 from .spec import (
     MAX_FRAME,
     MAX_PAIRS,
     MAX_SEGMENTED,
     MAX_SPLIT_QUEUE,
-    PAGE,
+    NET_HEADER,
     Feature,
     NetConfig,
     Status,
@@ -30,9 +30,7 @@ from .transport.base import Doorbell, Transport, check_status
 from .wakeup import WakeUp
 
 ETHERNET_HEADER = 14
-NET_HEADER = 12
 HASHED_HEADER = 20  # 5.1.6.3.1: with HASH_REPORT
-BIG_PAGES = 17  # of a receive buffer for 65589 bytes and a header
 MIN_MTU = 68  # 5.1.4.1
 DEFAULT_MTU = 1500
 
@@ -139,13 +137,9 @@ class BringUp:
         self._mac = self._read_mac()
 
     def _largest(self, features: Features) -> int:
-        """Bytes of the largest frame that receive buffers of that mode hold."""
-        mode, pages = receive_mode(features.negotiated), self._pages or MAX_FRAME
-        if mode == "mergeable" or Feature.INDIRECT_DESC not in features.negotiated:
-            pages = min(pages, self._ring_size or MAX_FRAME)
-        if mode != "mergeable":
-            pages = min(pages, BIG_PAGES) if mode == "big" else 1
-        return pages * PAGE - NET_HEADER
+        device = self._transport
+        ring = self._ring_size or device.default_ring_size or device.queue_max_size(0)
+        return largest_frame(features.negotiated, ring, self._pages)
 
     def _claim_pairs(self, features: Features) -> None:
         """Are there as many queue pairs as are wanted, and can they be switched on?"""
@@ -165,15 +159,16 @@ class BringUp:
         """Step 7: memory for rings and pages, rings empty, the device told where they are."""
         form = self._ring_format()
         sizes = [self._queue_size(index, form["packed"]) for index in range(2 * self._pairs)]
+        control = self._control.prepare(self._features, self._pairs)
         memory = self._memory
-        if memory is None or (memory.sizes, memory.format) != (sizes, form):
-            memory = self._memory = PortMemory(sizes, form, self._pages)
+        if memory is None or not memory.suits(sizes, form, control):
+            memory = self._memory = PortMemory(sizes, form, self._pages, control)
         memory.clear_headers()
         self._sizes, self._format = sizes, form
         if not self._queues:
             self._make_queues()
         bells = [bell for queue in self._queues for bell in self._set_up_pair(queue, memory)]
-        self._control.set_up(self._features, memory.region, self._pairs)
+        self._control.set_up(memory.region)
         return bells
 
     def _set_up_pair(self, queue: QueuePair, memory: PortMemory) -> list[Doorbell]:
@@ -283,12 +278,6 @@ class BringUp:
             kind = "sizes" if packed else "powers of two"
             raise ValueError(f"ring_size={size}: {self.name} takes {kind} from 2 to {largest}")
         return size
-
-    def _least_ring(self) -> int:
-        """Entries that a ring needs: with MTU accepted, buffers for such a frame (5.1.4.2)."""
-        if not {Feature.MTU, Feature.MRG_RXBUF} <= self._features.negotiated:
-            return 2
-        return max(2, -(-(self._max_frame + NET_HEADER) // PAGE))
 
     def _read_mtu(self) -> int:
         mtu = self._config("<H", NetConfig.MTU)

@@ -19,6 +19,7 @@ from ._pages import disown_stores
 from ._queue import QueuePair
 from .bringup import BringUp
 from .errors import DeviceGone, Error, FeatureMissing, PortClosed, QueueBusy
+from .negotiate import least_ring
 from .spec import Feature
 from .transport.base import Transport
 
@@ -86,8 +87,9 @@ class Life(BringUp):
             if memory is None or queue not in self._queues:
                 raise (self._down or why).copy()
             sizes = [memory.sizes[i] if size is None else operator.index(size) for i in rings]
+            least = least_ring(self._features.negotiated, self._max_frame)
             for index, wanted in zip(rings, sizes, strict=True):
-                memory.check_size(index, wanted, self._least_ring())
+                memory.check_size(index, wanted, least)
             if not queue._hold(why):
                 raise QueueBusy(
                     f"{self.name} cannot reset a queue pair",
@@ -104,6 +106,7 @@ class Life(BringUp):
             except BaseException as error:  # the device may go on writing: all of it has to stop
                 self._take_down(error if isinstance(error, Error) else why)
                 raise
+            self._control.restore(rings)
 
     def close(self) -> None:
         """Reset the device, then let go of it. Live views stay readable. May be called twice."""

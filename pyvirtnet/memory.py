@@ -9,7 +9,6 @@ from typing import Any
 from . import dma
 from ._pages import PagePool
 from ._ring import ring_bytes, ring_parts
-from .control import CONTROL_BYTES
 from .spec import Feature
 from .transport.base import QueueAddresses
 
@@ -20,13 +19,16 @@ SLOTS_PER_ENTRY = 8
 class PortMemory:
     """One region: all rings, then a pool for each queue pair, then the control queue.
 
-    sizes   entries of each ring, receive and transmit in turn
-    format  of the rings, as `QueuePair` is told
-    pages   of each queue pair; None: by the size of its receive ring
+    sizes    entries of each ring, receive and transmit in turn
+    format   of the rings, as `QueuePair` is told
+    pages    of each queue pair; None: by the size of its receive ring
+    control  bytes for the control queue, whole pages
     """
 
-    def __init__(self, sizes: Sequence[int], ring_format: dict[str, Any], pages: int | None):
-        self.sizes, self.format = list(sizes), dict(ring_format)
+    def __init__(
+        self, sizes: Sequence[int], ring_format: dict[str, Any], pages: int | None, control: int
+    ) -> None:
+        self.sizes, self.format, self.control = list(sizes), dict(ring_format), control
         self._largest = tuple(sizes)
         self._layout = {name: ring_format[name] for name in ("packed", "alignment")}
         ends = list(accumulate(self._ring_bytes(index) for index in range(len(sizes))))
@@ -35,11 +37,14 @@ class PortMemory:
         starts = list(
             accumulate((PagePool.bytes_needed(*pool) for pool in pools), initial=ends[-1])
         )
-        self.region = dma.memory.allocate(starts[-1] + CONTROL_BYTES)
+        self.region = dma.memory.allocate(starts[-1] + control)
         self.pools = [
             PagePool(self.region, start, *pool, max(rx, tx, 64, pool[0] * self.format["big"]))
             for start, pool, rx, tx in zip(starts, pools, sizes[::2], sizes[1::2], strict=False)
         ]
+
+    def suits(self, sizes: Sequence[int], ring_format: dict[str, Any], control: int) -> bool:
+        return (self.sizes, self.format, self.control) == (sizes, ring_format, control)
 
     def addresses(self, index: int) -> QueueAddresses:
         """Where the parts of a ring lie for the device."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import FeatureMissing
-from .spec import Feature
+from .spec import MAX_SEGMENTED, NET_HEADER, PAGE, Feature
 
 # What this driver can do. Only VERSION_1 is required of a device (6.1).
 SUPPORTED = frozenset(
@@ -78,6 +78,8 @@ SEGMENTS = frozenset(
 # (5.1.6.5.3), which nobody expects of a port that was just opened.
 # With offloads, frames come with checksums that are not made yet, and as large as 64 KiB.
 ON_REQUEST = frozenset({Feature.CTRL_VLAN, Feature.HASH_REPORT}) | OFFLOADS
+
+BIG_PAGES = 17  # of a receive buffer for 65589 bytes and a header, 5.1.6.3.1
 
 # 5.1.3.1: a feature and those it cannot be accepted without, or would be of no use.
 _COMMANDS = (
@@ -157,6 +159,23 @@ def receive_mode(negotiated: frozenset[Feature]) -> str:
     if Feature.MRG_RXBUF in negotiated:
         return "mergeable"
     return "big" if SEGMENTS & negotiated else "small"
+
+
+def largest_frame(negotiated: frozenset[Feature], ring_size: int, pages: int | None) -> int:
+    """Bytes of the largest frame that receive buffers of that mode hold."""
+    mode = receive_mode(negotiated)
+    most = 1 if mode == "small" else min(ring_size, pages or ring_size)  # 2.7.5.2, 2.7.5.3.1
+    return (min(most, BIG_PAGES) if mode == "big" else most) * PAGE - NET_HEADER
+
+
+def least_ring(negotiated: frozenset[Feature], max_frame: int) -> int:
+    """Entries of a receive ring for the largest frame that was agreed to (5.1.4.2, 5.1.6.3.1)."""
+    largest = 0
+    if SEGMENTS & negotiated:
+        largest = MAX_SEGMENTED
+    elif Feature.MTU in negotiated and receive_mode(negotiated) == "mergeable":
+        largest = max_frame
+    return max(2, -(-(largest + NET_HEADER) // PAGE))
 
 
 def negotiate(offered_bits: int, wanted: frozenset[Feature] = SUPPORTED) -> Features:

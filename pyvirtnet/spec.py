@@ -6,6 +6,7 @@ PCI_VENDOR = 0x1AF4  # 4.1.2
 PCI_DEVICE_NET = 0x1041  # 4.1.2: 0x1040 + device type 1
 PCI_DEVICE_NET_TRANSITIONAL = 0x1000  # 4.1.2.1
 
+NET_HEADER = 12  # bytes of a virtio header, 5.1.6
 PAGE = 4096  # bytes of a receive buffer
 MAX_FRAME = 65535  # bytes; largest frame taken or delivered
 MAX_SEGMENTED = 65589  # bytes, 5.1.6.3.1; of a frame that is to be segmented

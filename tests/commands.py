@@ -10,7 +10,7 @@ from typing import Any
 from nic import Nic
 
 from pyvirtnet import Mac, dma
-from pyvirtnet.control import CONTROL_BYTES, Control
+from pyvirtnet.control import Control
 from pyvirtnet.negotiate import Features
 from pyvirtnet.spec import Feature, Status
 from pyvirtnet.testing import DEFAULT_FEATURES, NetDevice, mask
@@ -54,7 +54,6 @@ class Commander:
         self.device = NetDevice(features=agreed, start_index=start, **options)
         self.device.control_size = size
         self.transport = SimTransport(self.device, "sim:test")
-        self.region = dma.memory.allocate(2 * RING + CONTROL_BYTES)
         self.control = Control("sim:test", self.transport, RLock())
         names = frozenset(feature for feature in Feature if agreed >> feature & 1)
         self.transport.reset()
@@ -63,9 +62,11 @@ class Commander:
         self.transport.accept_features(agreed)
         self.transport.add_status(Status.FEATURES_OK)
         self.transport.status()
+        room = self.control.prepare(Features(names, names, names, agreed))
+        self.region = dma.memory.allocate(2 * RING + room)
         for index in (0, 1):
             self._idle_ring(index, start, packed="ring_packed" in features)
-        self.control.set_up(Features(names, names, names, agreed), self.region)
+        self.control.set_up(self.region)
         self.transport.add_status(Status.DRIVER_OK)
         self.control.start()
 

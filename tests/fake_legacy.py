@@ -27,6 +27,8 @@ class FakeLegacy(FakeVfio):
         self.features = 1 << 5 | 1 << 15 | 1 << 16 | 1 << ANY_LAYOUT
         self.queue_sizes = [256, 256]
         self.notifications = []
+        self.answers = None  # called when the control queue is notified
+        self.net_config = bytearray(NET_CONFIG)
         self.unsettled = False
         self._reset()
 
@@ -49,7 +51,7 @@ class FakeLegacy(FakeVfio):
             if self.unsettled:
                 self.registers["notify"] += 1
                 return bytes([self.registers["notify"] & 0xFF])
-            return NET_CONFIG[config : config + width].ljust(width, b"\0")
+            return bytes(self.net_config[config : config + width]).ljust(width, b"\0")
         return self._value(self._name(offset, width, "read")).to_bytes(width, "little")
 
     def _value(self, name):
@@ -67,6 +69,10 @@ class FakeLegacy(FakeVfio):
 
     def _bar_write(self, region, offset, width, value):
         assert region == 0
+        config = offset - (24 if self.vectors else 20)
+        if config >= 0:
+            self.net_config[config : config + width] = value.to_bytes(width, "little")
+            return
         name = self._name(offset, width, "write")
         queue = self.registers["select"]
         if name == "pfn":
@@ -77,6 +83,8 @@ class FakeLegacy(FakeVfio):
             self.queue_vectors[queue] = value
         elif name == "notify":
             self.notifications.append(value)
+            if self.answers is not None and value == 2:
+                self.answers()
         elif name == "status" and value == 0:
             self.events.append("virtio reset")
             self._reset()

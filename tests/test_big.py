@@ -138,3 +138,13 @@ def test_chains_in_the_ring_itself_are_of_a_split_ring_out_of_order():
     assert not plain & {Feature.RING_PACKED, Feature.IN_ORDER}
     every.add(Feature.INDIRECT_DESC)
     assert negotiate(to_bits(every), frozenset(every)).negotiated == every
+
+
+@pytest.mark.rule("SPL-009", "PKD-014")
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("options", [{"ring_size": 16}, {"queue_sizes": (16, 16)}])
+def test_no_chain_is_longer_than_a_short_ring(make_nic, name, options):
+    """Regression: indirect tables of 17 entries for a ring of 16 (2.7.5.3.1)."""
+    nic = make_nic(offered=FORMATS[name], features=NAMES, **options)
+    assert nic.port.info()["receive_mode"] == "small"
+    nic.pass_through([frame(1514, number) for number in range(40)])

@@ -8,7 +8,7 @@ from conformance import PAGE, README, Rule, faults, marks_in
 
 from pyvirtnet.testing import FEATURES
 
-NO_BIT = {"SUSPEND", "legacy", "legacy_control_queue"}
+NO_BIT = {"SUSPEND", "legacy"}
 STALE = "bring it up to date: tools/conformance"
 
 

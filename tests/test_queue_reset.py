@@ -5,7 +5,15 @@ import threading
 import pytest
 from nic import PLAIN, Liar, frame, frames
 
-from pyvirtnet import DeviceBroken, DeviceTimeout, FeatureMissing, PortClosed, QueueBusy
+from pyvirtnet import (
+    Coalescing,
+    CommandRefused,
+    DeviceBroken,
+    DeviceTimeout,
+    FeatureMissing,
+    PortClosed,
+    QueueBusy,
+)
 from pyvirtnet.testing import mask
 from pyvirtnet.transport.sim import SimTransport
 
@@ -81,6 +89,40 @@ def test_with_an_mtu_the_ring_keeps_room_for_such_a_frame(make_nic):
         nic.port.queues[0].reset(size=2)
     nic.port.queues[0].reset(size=4)
     nic.pass_through(frames(20, 9014))
+
+
+@pytest.mark.rule("SPL-009")
+@pytest.mark.parametrize("indirect", [False, True])
+@pytest.mark.parametrize("mergeable", [False, True])
+def test_with_offloads_the_ring_keeps_room_for_the_largest_frame(make_nic, mergeable, indirect):
+    """Regression: in a shorter ring a frame of 64 KiB found no room, or a table was too long."""
+    offered = RESET | mask("guest_csum", "guest_tso4", "indirect_desc")
+    switches = ["+guest_csum", "+guest_tso4"] + ["-mrg_rxbuf"] * (not mergeable)
+    switches += ["-indirect_desc"] * (not indirect)
+    nic = make_nic(offered=offered, features=switches)
+    queue = nic.port.queues[0]
+    with pytest.raises(ValueError, match="powers of two from 17 to 256"):
+        queue.reset(size=16)
+    queue.reset(size=32)
+    nic.pass_through(frames(5, 65589))
+
+
+def test_what_was_set_for_a_queue_is_set_again(make_nic):
+    """Regression: a reset queue is coalesced as all are, whatever was said of it (5.1.6.5.9.2)."""
+    nic = make_nic(offered=RESET | mask("ctrl_vq", "notf_coal", "vq_notf_coal"))
+    port, unit = nic.port, nic.device.control
+    port.coalesce(rx_usecs=1, rx_frames=2, tx_usecs=3, tx_frames=4)
+    port.queues[0].reset()
+    assert unit.coalescing == {0: (2, 1), 1: (4, 3)}
+    port.coalesce(rx_usecs=5, rx_frames=6, pair=0)
+    sent = len(unit.commands)
+    port.queues[0].reset()
+    assert port.coalescing() == (Coalescing(5, 6), Coalescing(3, 4))
+    assert [command[:2] for command in unit.commands[sent:]] == [(6, 2), (6, 3), (6, 3)]
+    unit.refuse = {(6, 2)}
+    with pytest.raises(CommandRefused, match=r"as before(.|\n)*the queue works"):
+        port.queues[0].reset()
+    works(nic)
 
 
 def test_a_device_without_it_says_so(make_nic):

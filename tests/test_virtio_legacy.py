@@ -92,7 +92,7 @@ class TestFeatures:
         transport.reset()
         assert transport.status() == 0
 
-    @pytest.mark.rule("LEG-033")
+    @pytest.mark.rule("LEG-033", "LEG-034", "LEG-035", "LEG-036")
     def test_what_it_cannot_do_without(self, legacy):
         legacy.features &= ~ANY_LAYOUT
         with pytest.raises(errors.FeatureMissing, match="any_layout"):
@@ -160,6 +160,13 @@ class TestConfiguration:
         legacy.unsettled = True
         with pytest.raises(errors.DeviceTimeout, match="changed in each"):
             transport.read_config(0, 6)
+
+    @pytest.mark.parametrize("msix", [0, 4])
+    def test_it_is_written_byte_by_byte(self, legacy, msix):
+        legacy.msix_count = msix
+        transport = open_port(legacy)
+        transport.write_config(0, bytes.fromhex("020000000009"))
+        assert transport.read_config(0, 8).hex() == "0200000000090100"
 
     def test_past_the_end_of_the_bar(self, legacy):
         with pytest.raises(errors.DeviceBroken, match="configuration ends"):

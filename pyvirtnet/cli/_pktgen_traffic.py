@@ -10,10 +10,9 @@ from typing import Any, Self
 
 from .._meter import Meter
 from .._stamp import Checker
-from ..bringup import NET_HEADER
 from ..errors import Error
 from ..port import Port
-from ..spec import PAGE
+from ..spec import NET_HEADER, PAGE
 from ._pktgen_options import Mix
 from ._pktgen_pace import Pace
 from ._pktgen_report import Report, Row, change, latency, limit_of

@@ -8,12 +8,10 @@ set is set again after `port.reset()`.
 from .control import Control
 from .events import Event, Events
 from .filters import Filters, Vlans
-from .queue import CONTROL_BYTES
 from .tuning import Tuning
 from .values import Coalescing, Rss, RssLimits
 
 __all__ = [
-    "CONTROL_BYTES",
     "Coalescing",
     "Control",
     "Event",

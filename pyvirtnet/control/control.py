@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from ..negotiate import REQUIRES, Features
 from ..spec import ACK_ERR, ACK_OK, MAX_PAIRS, Command, Feature, NetConfig
 from ..transport.base import Transport
 from .packed import PackedControlQueue
-from .queue import ANSWER_SECONDS, CONTROL_BYTES, MAX_ENTRIES, ControlQueue
+from .queue import ANSWER_SECONDS, MAX_ENTRIES, ControlQueue, control_bytes
 from .split import SplitControlQueue
 
 _RX, _EXTRA = (Feature.CTRL_RX,), (Feature.CTRL_RX_EXTRA,)
@@ -41,6 +41,7 @@ COMMANDS: dict[Command, tuple[str, tuple[Feature, ...]]] = {
     Command.STATS_QUERY: ("say which statistics it has", (Feature.DEVICE_STATS,)),
     Command.STATS_GET: ("say its statistics", (Feature.DEVICE_STATS,)),
 }
+_ONCE_MORE = "port.reset() once more goes on without it"
 _NOT_IN_QEMU = {Feature.NOTF_COAL, Feature.VQ_NOTF_COAL, Feature.DEVICE_STATS}
 
 
@@ -67,32 +68,38 @@ class Control:
         self._transport, self._lock = transport, lock
         self._settings: dict[Hashable, Setting] = {}
         self._queue: ControlQueue | None = None
+        self._size = 0  # its entries; 0 if there is none
         self._down: Error | None = PortClosed(f"{name} is closed", "it was never opened")
         self._features = Features(frozenset(), frozenset(), frozenset(), 0)
 
     # The life of the device
 
-    def set_up(self, features: Features, region: Region, pairs: int = 1) -> None:
-        """Features are agreed on, queues are being set up: the control queue too, if there is one.
-
-        region  DMA memory; its last CONTROL_BYTES are for this queue
-        """
-        self._features, self.pairs, self._queue = features, pairs, None
+    def prepare(self, features: Features, pairs: int = 1) -> int:
+        """Features are agreed on: bytes of DMA memory for the control queue, 0 if there is none."""
+        self._features, self.pairs, self._queue, self._size = features, pairs, None, 0
         if Feature.CTRL_VQ not in features.negotiated:
-            return
+            return 0
         self.max_pairs = self.read_max_pairs(features)
-        index = 2 * self.max_pairs
-        packed = Feature.RING_PACKED in features.negotiated
-        queue = (PackedControlQueue if packed else SplitControlQueue)(
+        self._size = self._queue_size(2 * self.max_pairs)
+        return control_bytes(self._size, self._transport.ring_alignment)
+
+    def set_up(self, region: Region) -> None:
+        """Queues are being set up: the control queue too, at the end of `region`."""
+        if not self._size:
+            return
+        transport = self._transport
+        room = control_bytes(self._size, transport.ring_alignment)
+        queue = (PackedControlQueue if self.has(Feature.RING_PACKED) else SplitControlQueue)(
             self.name,
-            region.buffer()[-CONTROL_BYTES:],
-            region.iova + region.size - CONTROL_BYTES,
-            self._size(index, packed),
-            start=self._transport.start_index,
-            event_idx=Feature.EVENT_IDX in features.negotiated,
-            check=self._transport.check,
+            region.buffer()[-room:],
+            region.iova + region.size - room,
+            self._size,
+            start=transport.start_index,
+            event_idx=self.has(Feature.EVENT_IDX),
+            check=transport.check,
+            alignment=transport.ring_alignment,
         )
-        queue.doorbell = self._transport.setup_queue(index, queue.addresses)
+        queue.doorbell = transport.setup_queue(2 * self.max_pairs, queue.addresses)
         self._queue = queue
 
     def start(self) -> None:
@@ -111,13 +118,18 @@ class Control:
             self._down = before
             raise
 
-    def _set_again(self, key: Hashable) -> None:
+    def restore(self, queues: Iterable[int]) -> None:
+        """Queues were reset alone, and lost what was set for each (5.1.6.5.9)."""
+        for queue in queues:
+            if ("coalescing", queue) in self._settings:
+                self._set_again(("coalescing", queue), "the queue works, and goes on without it")
+
+    def _set_again(self, key: Hashable, mend: str = _ONCE_MORE) -> None:
         setting = self._settings[key]
         try:
             self.ask(setting.command, setting.data)
         except (CommandRefused, FeatureMissing) as error:
             del self._settings[key]
-            mend = "port.reset() once more goes on without it"
             raise type(error)(f"{error.what} as before", error.why, mend) from error
 
     def stop(self, why: Error) -> None:
@@ -141,6 +153,9 @@ class Control:
         deed = COMMANDS[command][0]
         with self._lock:
             self.require(command)
+            if self._written(command):
+                self._transport.write_config(NetConfig.MAC, data)
+                return b""
             assert self._queue is not None  # of CTRL_VQ, which every command needs
             self._queue.seconds = self.seconds
             answer = self._queue.submit(deed, bytes(command.value) + data, 1 + room)
@@ -177,9 +192,16 @@ class Control:
         if self._down is not None:
             raise self._down.copy()
         deed, needs = COMMANDS[command]
+        if self._written(command):
+            return
         for feature in needs:
             if feature not in self._features.negotiated:
                 raise self._missing(f"{self.name} cannot {deed}", feature)
+
+    def _written(self, command: Command) -> bool:
+        """Legacy devices without CTRL_MAC_ADDR have their address written (5.1.4)."""
+        writes = command is Command.MAC_ADDR_SET and self._transport.writable_mac
+        return writes and self.has(Feature.MAC) and not self.has(Feature.CTRL_MAC_ADDR)
 
     @property
     def live(self) -> bool:
@@ -228,10 +250,11 @@ class Control:
         command = Command.VQ_PAIRS_SET
         self.set(command, command, pairs.to_bytes(2, "little"), pairs)
 
-    def _size(self, index: int, packed: bool) -> int:
+    def _queue_size(self, index: int) -> int:
+        """Few entries, but for a legacy device, whose queues have the size they have (2.7.2)."""
         largest = self._transport.queue_max_size(index)
-        size = min(largest, MAX_ENTRIES)
-        if size < 2 or (size & (size - 1) and not packed):
+        size = largest if self._transport.ring_alignment else min(largest, MAX_ENTRIES)
+        if size < 2 or (size & (size - 1) and not self.has(Feature.RING_PACKED)):
             raise DeviceBroken(
                 f"{self.name} cannot be set up",
                 f"its control queue, number {index}, has {largest} entries (2.7, 5.1.2)",

@@ -6,7 +6,7 @@ from struct import Struct
 
 from .._words import load, store
 from ..transport.base import QueueAddresses
-from .queue import ANSWER_AT, COMMAND_AT, DESC_NEXT, DESC_WRITE, DESCRIPTOR, ControlQueue
+from .queue import DESC_NEXT, DESC_WRITE, DESCRIPTOR, ControlQueue
 
 _USED_PART = Struct("<IH")  # length, id
 _AVAIL, _USED = 1 << 7, 1 << 15  # 2.8.1
@@ -52,8 +52,8 @@ class PackedControlQueue(ControlQueue):
     def _expose(self, command: int, room: int) -> None:
         first, second = self._next, self._next + 1
         for position, iova, length in (
-            (first, self._iova + COMMAND_AT, command),
-            (second, self._iova + ANSWER_AT, room),
+            (first, self._iova + self._command_at, command),
+            (second, self._iova + self._answer_at, room),
         ):  # with the marks they have: not available yet
             at = 16 * (position % self.size)
             DESCRIPTOR.pack_into(self._memory, at, iova, length, _ID, self._marks(position))

@@ -7,16 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from struct import Struct
 
+from .._ring import ring_bytes
 from .._words import ring
 from ..errors import DeviceBroken, DeviceTimeout, Error, QueueBusy
 from ..transport.base import Doorbell, QueueAddresses
 
 ANSWER_SECONDS = 5.0  # that the device has for one command
 MAX_ENTRIES = 64
-ANSWER_AT, COMMAND_AT = 4096, 8192  # behind the ring
-CONTROL_BYTES = 32768
-MAX_COMMAND = CONTROL_BYTES - COMMAND_AT
-MAX_ANSWER = COMMAND_AT - ANSWER_AT
+MAX_ANSWER, MAX_COMMAND = 4096, 24576
+_PAGE = 4096
 UNANSWERED = 0xFF
 _LOOK_SECONDS = 0.05  # between looks at the device during a long wait
 
@@ -24,13 +23,25 @@ DESCRIPTOR = Struct("<QIHH")
 DESC_NEXT, DESC_WRITE = 1, 2  # 2.7.5, 2.8.1
 
 
+def control_bytes(size: int, alignment: int = 0) -> int:
+    """Bytes of memory for a queue of `size` entries, whole pages; `alignment` of a legacy one."""
+    return _ring_room(size, alignment) + MAX_ANSWER + MAX_COMMAND
+
+
+def _ring_room(size: int, alignment: int) -> int:
+    if not alignment:
+        return _PAGE  # MAX_ENTRIES fit, in either format
+    return -(-ring_bytes(size, alignment=alignment) // _PAGE) * _PAGE
+
+
 class ControlQueue(ABC):
     """A ring that holds one buffer: a command that the device reads, an answer that it writes.
 
-    memory    CONTROL_BYTES that the device sees at `iova`: ring, answer, command
-    check     raises what is wrong with the device, if it is known
-    seconds   how long an answer may take
-    doorbell  set once the device knows the queue
+    memory     that the device sees at `iova`, `control_bytes(…)`: ring, answer, command
+    check      raises what is wrong with the device, if it is known
+    alignment  of a legacy device's used ring; the lengths it says of answers may be wrong (5.1.6.6)
+    seconds    how long an answer may take
+    doorbell   set once the device knows the queue
     """
 
     doorbell: Doorbell
@@ -46,13 +57,16 @@ class ControlQueue(ABC):
         start: int,
         event_idx: bool,
         check: Callable[[], object],
+        alignment: int = 0,
     ) -> None:
         self.name, self.size, self.seconds = name, size, ANSWER_SECONDS
-        self._memory, self._iova = memory, iova
+        self._memory, self._iova, self._alignment = memory, iova, alignment
         self._event_idx, self._check = event_idx, check
         self._busy = False
         self._stopped: Error | None = None
-        memory[:ANSWER_AT] = bytes(ANSWER_AT)
+        self._answer_at = _ring_room(size, alignment)
+        self._command_at = self._answer_at + MAX_ANSWER
+        memory[: self._answer_at] = bytes(self._answer_at)
         self._lay_out(start)
 
     def submit(self, deed: str, command: bytes, room: int) -> bytes:
@@ -73,12 +87,13 @@ class ControlQueue(ABC):
             if self._outstanding:  # given up before: its answer may be there by now
                 self._notify()
                 self._wait(deed, MAX_ANSWER)
-            self._memory[COMMAND_AT : COMMAND_AT + len(command)] = command
-            self._memory[ANSWER_AT : ANSWER_AT + room] = bytes([UNANSWERED]) * room
+            answer, at = self._answer_at, self._command_at
+            self._memory[at : at + len(command)] = command
+            self._memory[answer : answer + room] = bytes([UNANSWERED]) * room
             self._expose(len(command), room)
             self._notify()
             length = self._wait(deed, room)
-            return bytes(self._memory[ANSWER_AT : ANSWER_AT + length])
+            return bytes(self._memory[answer : answer + length])
         finally:
             self._busy = False
 
@@ -110,6 +125,8 @@ class ControlQueue(ABC):
             time.sleep(pause)
             pause = min(pause * 2 or 20e-6, 1e-3)
         length = self._take(deed)
+        if self._alignment:
+            return room
         if not 0 < length <= room:
             raise self._lie(deed, f"it wrote {length} bytes into an answer of {room}")
         return length

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from struct import Struct
 
+from .._ring import ring_parts
 from .._words import load, store
 from ..transport.base import QueueAddresses
-from .queue import ANSWER_AT, COMMAND_AT, DESC_NEXT, DESC_WRITE, DESCRIPTOR, ControlQueue
+from .queue import DESC_NEXT, DESC_WRITE, DESCRIPTOR, ControlQueue
 
 _USED_ELEMENT = Struct("<II")
 _NO_INTERRUPT = _NO_NOTIFY = 1  # 2.7.7, 2.7.10
-_AVAIL_AT, _USED_AT = 2048, 3072  # in the first page, for up to 64 entries
 
 
 class SplitControlQueue(ControlQueue):
@@ -18,12 +18,13 @@ class SplitControlQueue(ControlQueue):
 
     def _lay_out(self, start: int) -> None:
         self._next = self._used = start  # as many were exposed and used
-        parts = (self._iova, self._iova + _AVAIL_AT, self._iova + _USED_AT)
-        self.addresses = QueueAddresses(self.size, *parts)
-        store(self._memory, _AVAIL_AT + 2, start)
-        store(self._memory, _USED_AT + 2, start)
+        parts = ring_parts(self.size, alignment=self._alignment)
+        _, self._avail_at, self._used_at = parts
+        self.addresses = QueueAddresses(self.size, *(self._iova + part for part in parts))
+        store(self._memory, self._avail_at + 2, start)
+        store(self._memory, self._used_at + 2, start)
         if not self._event_idx:
-            store(self._memory, _AVAIL_AT, _NO_INTERRUPT)
+            store(self._memory, self._avail_at, _NO_INTERRUPT)
 
     @property
     def _outstanding(self) -> bool:
@@ -41,31 +42,31 @@ class SplitControlQueue(ControlQueue):
     def _expose(self, command: int, room: int) -> None:
         head = self._head
         DESCRIPTOR.pack_into(
-            self._memory, 16 * head, self._iova + COMMAND_AT, command, DESC_NEXT, head + 1
+            self._memory, 16 * head, self._iova + self._command_at, command, DESC_NEXT, head + 1
         )
         DESCRIPTOR.pack_into(
-            self._memory, 16 * (head + 1), self._iova + ANSWER_AT, room, DESC_WRITE, 0
+            self._memory, 16 * (head + 1), self._iova + self._answer_at, room, DESC_WRITE, 0
         )
-        store(self._memory, _AVAIL_AT + 4 + 2 * (self._next % self.size), head)
+        store(self._memory, self._avail_at + 4 + 2 * (self._next % self.size), head)
         if self._event_idx:  # one behind is never crossed: no interrupt (2.7.7.1)
-            store(self._memory, _AVAIL_AT + 4 + 2 * self.size, self._used - 1 & 0xFFFF)
+            store(self._memory, self._avail_at + 4 + 2 * self.size, self._used - 1 & 0xFFFF)
         self._next = self._next + 1 & 0xFFFF
 
     def _publish(self) -> bool:
-        store(self._memory, _AVAIL_AT + 2, self._next)
+        store(self._memory, self._avail_at + 2, self._next)
         if self._event_idx:  # 2.7.10.1
-            event = load(self._memory, _USED_AT + 4 + 8 * self.size)
+            event = load(self._memory, self._used_at + 4 + 8 * self.size)
             return event == self._next - 1 & 0xFFFF
-        return not load(self._memory, _USED_AT) & _NO_NOTIFY
+        return not load(self._memory, self._used_at) & _NO_NOTIFY
 
     def _answered(self, deed: str) -> bool:
-        used = load(self._memory, _USED_AT + 2) - self._used & 0xFFFF
+        used = load(self._memory, self._used_at + 2) - self._used & 0xFFFF
         if used > 1:
             raise self._lie(deed, f"it claims to have used {used} commands, and it was given one")
         return used == 1
 
     def _take(self, deed: str) -> int:
-        at = _USED_AT + 4 + 8 * (self._used % self.size)
+        at = self._used_at + 4 + 8 * (self._used % self.size)
         name, length = _USED_ELEMENT.unpack_from(self._memory, at)
         given = 2 * self._used % (self.size & ~1)
         if name != given:

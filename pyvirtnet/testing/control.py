@@ -82,6 +82,7 @@ class ControlUnit:
         self.pairs, self.rss, self.hashing = 1, b"", b""
         self.offloads: int | None = None
         self.coalescing: dict[int, tuple[int, int]] = {}
+        self._of_all: dict[int, tuple[int, int]] = {}  # coalescing by side
         self.announced = 0
         self._queried = False
         self._ok = 0
@@ -110,6 +111,10 @@ class ControlUnit:
         ack, result = method(self, number, data[2:])
         self._ok += ack == OK
         return ack + result
+
+    def forget(self, queue: int) -> None:
+        """A queue was reset alone: it is coalesced as all are that were not named (5.1.6.5.9.2)."""
+        self.coalescing[queue] = self._of_all.get(queue % 2, (0, 0))
 
     # Commands
 
@@ -208,6 +213,7 @@ class ControlUnit:
 
     def _coalesce(self, number: int, data: bytes) -> _Answer:
         side = 1 - number  # TX_SET is 0, receive queues are even
+        self._of_all[side] = struct.unpack("<II", data)
         for queue in self._enabled:
             if queue % 2 == side and queue < 2 * self.max_pairs:
                 self.coalescing[queue] = struct.unpack("<II", data)

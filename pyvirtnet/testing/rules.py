@@ -156,6 +156,10 @@ class NetRules(Device):
             raise Violation("the first queue pair is set up before DRIVER_OK", "5.1.5", seen)
         self._mtu_limit = self.mtu if self.accepted & MTU else None
 
+    def _drop(self, index: int) -> None:
+        super()._drop(index)
+        self.control.forget(index)
+
     def _live(self, index: int) -> Virtqueue:
         if not self.running(index):
             raise RuntimeError(f"queue {index} does not run: no DRIVER_OK, or it was reset")

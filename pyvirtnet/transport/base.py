@@ -51,6 +51,7 @@ class Transport(ABC):
     no_control_queue: str = ""  # why there can be none
     ring_alignment: int = 0  # of the device area, for legacy devices (2.7.2)
     plain_header_bytes: int = 12  # of the virtio header without MRG_RXBUF (5.1.6)
+    writable_mac: bool = False  # as legacy devices have it: `write_config` (5.1.4)
     max_pairs: int | None = None  # queue pairs, where no control queue switches them on
     start_index: int = 0  # where ring indices start; a back end that outlived us has its own
 
@@ -98,6 +99,10 @@ class Transport(ABC):
     @abstractmethod
     def read_config(self, offset: int, length: int) -> bytes:
         """Device configuration bytes, consistent across config generations (2.5.1)."""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Write device configuration bytes: the MAC address, where `writable_mac`."""
+        raise NotImplementedError(f"the configuration of {self.name} is never written")
 
     @abstractmethod
     def queue_max_size(self, index: int) -> int:

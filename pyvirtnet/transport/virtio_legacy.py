@@ -50,7 +50,7 @@ class VirtioLegacyTransport(PciTransport):
 
     ring_alignment = PAGE
     plain_header_bytes = 10  # num_buffers is there with MRG_RXBUF only (5.1.6.1)
-    no_control_queue = "this driver does not drive a legacy device's control queue"
+    writable_mac = True
 
     def reset(self) -> None:
         self._features_ok = 0  # a status bit that legacy devices don't have is kept here
@@ -74,8 +74,7 @@ class VirtioLegacyTransport(PciTransport):
                 "it is a legacy device and does not offer any_layout (6.3)",
                 "QEMU: any_layout=on; or a modern device, disable-modern=off",
             )
-        offered &= ~(1 << _ANY_LAYOUT | 1 << Feature.CTRL_VQ)
-        return offered | 1 << Feature.VERSION_1
+        return offered & ~(1 << _ANY_LAYOUT) | 1 << Feature.VERSION_1
 
     def accept_features(self, features: int) -> None:
         self._write(Register.DRIVER_FEATURES, features & 0xFFFFFFFF | 1 << _ANY_LAYOUT)
@@ -93,6 +92,12 @@ class VirtioLegacyTransport(PciTransport):
             f"it changed in each of {CONFIG_TRIES} tries",
             "open the port again; if it stays so, the device is broken",
         )
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Byte by byte, so that none is written beside them."""
+        start = self._config_start + offset
+        for at, byte in enumerate(data):
+            self._device.write(_BAR, start + at, 1, byte)
 
     def queue_max_size(self, index: int) -> int:
         self._write(Register.QUEUE_SELECT, index)
@@ -142,11 +147,14 @@ class VirtioLegacyTransport(PciTransport):
         return self._read(register)
 
     def _config(self, offset: int, length: int) -> bytes:
-        start = _CONFIG_WITH_MSIX if self._device.eventfds else _CONFIG
-        start += offset
+        start = self._config_start + offset
         if start + length > self._device.bars[_BAR].size:
             raise self._broken(f"its configuration ends before byte {offset + length - 1}")
         return bytes(self._device.read(_BAR, at, 1) for at in range(start, start + length))
+
+    @property
+    def _config_start(self) -> int:
+        return _CONFIG_WITH_MSIX if self._device.eventfds else _CONFIG
 
     def _read(self, register: Register) -> int:
         return self._device.read(_BAR, register, _WIDTHS.get(register, 2))

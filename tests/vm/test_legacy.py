@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import pyvirtnet
-from pyvirtnet import Port
+from pyvirtnet import Feature, Port
 from pyvirtnet.cli import bind
 
 from . import test_noiommu
+from .test_control import BROADCAST, GROUP, OTHER, OURS, arrive
 from .test_noiommu import _huge_pages  # noqa: F401
 from .traffic import SMALL, exchange, flood, forward, wake
 
@@ -90,3 +91,34 @@ def test_without_mergeable_buffers_the_header_is_two_bytes_shorter() -> None:
         assert one.info()["receive_mode"] == "small"
         exchange(one, other, sizes=SMALL)
         flood(one, other, 2_000)
+
+
+def test_commands_reach_the_control_queue(ports: tuple[Port, Port]) -> None:
+    kinds = (OTHER, None), (GROUP, None), (BROADCAST, None), (OURS, None)
+    _, rx = ports
+    before = rx.mac
+    assert arrive(ports, *kinds) == [True, True, True, True]
+    rx.promiscuous = False
+    assert arrive(ports, *kinds) == [False, False, True, False]
+    rx.mac_filter = [OTHER, GROUP]
+    rx.mac = OURS
+    for _ in range(2):
+        assert rx.mac == OURS
+        assert arrive(ports, *kinds, (before, None)) == [True, True, True, True, False]
+        rx.reset()
+
+
+def test_a_mac_address_is_written_where_no_command_sets_it() -> None:
+    switches = ["-ctrl_mac_addr"]
+    with (
+        pyvirtnet.open(LEGACY[0], noiommu=True) as tx,
+        pyvirtnet.open(LEGACY[1], noiommu=True, features=switches) as rx,
+    ):
+        assert Feature.CTRL_RX in rx.features.negotiated
+        before = rx.mac
+        rx.promiscuous = False
+        rx.mac = OURS
+        for _ in range(2):
+            assert rx.mac == OURS
+            assert arrive((tx, rx), (before, None)) == [False]
+            rx.reset()
