@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import json
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -298,6 +299,10 @@ def test_a_dry_run_prints_frames_and_opens_nothing(tool: Tool) -> None:
     assert first == "# frame 0: 60 bytes"
     assert line == "000000  02 00 00 00 00 02 02 00 00 00 00 09 08 00 45 00"
     assert "# frame 1: 60 bytes" in tool.out
+    assert tool("tx", "0000:99:99.9", *words, "--json") == 0
+    frames = [bytes.fromhex(one) for one in json.loads(tool.out)["frames"]]
+    assert [len(one) for one in frames] == [60, 60]
+    assert frames[0].hex(" ").startswith("02 00 00 00 00 02 02 00 00 00 00 09 08 00 45 00")
 
 
 def test_frames_of_a_file_are_sent_as_they_are(tool: Tool, tmp_path: Path, port: Port) -> None:

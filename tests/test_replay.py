@@ -160,6 +160,12 @@ def test_a_filter_picks_frames(capsys, tmp_path):
     assert (figures["frames"], figures["refused"]) == (100, 100)
 
 
+def test_what_the_filter_left_out_is_told(capsys, tmp_path):
+    path = write(tmp_path / "file", [FRAMES[0], ARP])
+    assert replay.main([path, "sim:loopback", "--fast", "arp"]) == 0
+    assert "\n1 frames left out by the filter\n" in capsys.readouterr().out
+
+
 def test_frames_that_do_not_fit_and_cut_ones_are_told(capsys, tmp_path):
     path = write(tmp_path / "file", [b"short", *FRAMES[:5]])
     with Collector(4) as far:

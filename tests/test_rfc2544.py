@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import signal
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from pyvirtnet.cli import rfc2544
 from pyvirtnet.cli._pktgen_report import Row
+from pyvirtnet.cli._pktgen_traffic import Run
 from pyvirtnet.cli._rfc2544_report import page
 from pyvirtnet.cli._rfc2544_search import back_to_back, loss, loss_curve, throughput
 
@@ -103,6 +106,44 @@ def test_all_tests_on_a_cable(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert plots == (drawn if importlib.util.find_spec("matplotlib") else set())
     assert all(f"({name})" in text for name in plots)
     assert err.count("wrote ") == 1 + len(plots)
+
+
+@pytest.mark.parametrize("trials", [0, 1, 5, 6, 8, 12, 13, 14, 20, 25])
+def test_ctrl_c_leaves_what_was_found_and_nothing_made_up(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    trials: int,
+) -> None:
+    """It comes in the trial after so many. The device carries three quarters of the top."""
+    done = count()
+
+    def loop(tx: object, rx: object, mix: object, stream: object, run: Run) -> Row:
+        if next(done) == trials:
+            run.stop.signal = signal.SIGINT
+            return Row(sent=0, sent_pps=0.0)
+        if run.bounds.count is not None:
+            return Row(sent=run.bounds.count, lost=0, corrupt=0)
+        pps = run.pace.pps or 0.0
+        row = carries(750)(pps)
+        row.asked_pps = pps
+        return row
+
+    monkeypatch.setattr(rfc2544, "loop", loop)
+    words = ("sim:loopback", "sim:loopback", "--size", "60,128", "--rate", "1k", "--repeat", "1")
+    status, found, _ = run(capsys, *words, "--precision", "10", "--report", str(tmp_path))
+    assert (status, found["interrupted"]) == (130, True)
+    first = found["sizes"][0]
+    rates = [one["throughput"] for one in found["sizes"] if "throughput" in one]
+    losses = [at for rate in rates for at in rate["trials"]]
+    losses += [at for one in found["sizes"] for at in one.get("loss", [])]
+    assert all(at["loss_percent"] <= 25 and at["sent"] for at in losses)
+    assert all(rate["limit"] in ("device", "interrupted") for rate in rates)
+    begins = {"throughput": 0, "latency": 5, "loss": 7, "back_to_back": 12}
+    assert {name for name in begins if name in first} == {
+        name for name, trial in begins.items() if trials > trial
+    }
+    assert (tmp_path / "report.md").read_text().startswith(page(found))
 
 
 def test_one_test_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,7 @@ def page(results: Result) -> str:
             f"| {one['size']} | {one['throughput']['pps']:.0f} | {one['throughput']['gbps']:.3f} "
             f"| {one['throughput']['limit']} |"
             for one in rows
+            if "throughput" in one
         ]
     if any("latency" in one for one in rows):
         names = ("min", "p50", "p90", "p99", "p99.9", "max", "jitter")
@@ -50,7 +51,7 @@ def page(results: Result) -> str:
             + " | ".join(f"{load['latency_us'].get(name, 0):.1f}" for name in names)
             + " |"
             for one in rows
-            for load in one["latency"]
+            for load in one.get("latency", [])
         ]
         lines += ["", "Latencies in microseconds."]
     if any("loss" in one for one in rows):
@@ -58,11 +59,15 @@ def page(results: Result) -> str:
         lines += [
             f"| {one['size']} | {at['pps']:.0f} | {at['loss_percent']:.3f} |"
             for one in rows
-            for at in one["loss"]
+            for at in one.get("loss", [])
         ]
     if any("back_to_back" in one for one in rows):
         lines += ["", "| size | longest burst without loss |", "| --- | --- |"]
-        lines += [f"| {one['size']} | {one['back_to_back']['frames']} |" for one in rows]
+        lines += [
+            f"| {one['size']} | {one['back_to_back']['frames']} |"
+            for one in rows
+            if "back_to_back" in one
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ._pktgen_report import Row
@@ -14,11 +15,16 @@ Trial = Callable[[float], Row]  # at so many frames a second
 Burst = Callable[[int], Row]  # of so many frames, back to back
 
 
+class Interrupted(Exception):
+    """Raised by a trial that was not let run to its end: what was found before it stands."""
+
+
 @dataclass(frozen=True)
 class Throughput:
     """The highest rate at which no more than the tolerated share was lost; `by` says of what.
 
-    by  "device": more was lost above; "sender": this program sent no faster; "rate": the top
+    by  "device": more was lost above; "sender": this program sent no faster; "rate": the top;
+        "interrupted": the search was not let go on
     """
 
     pps: float
@@ -37,7 +43,11 @@ def throughput(trial: Trial, top: float, tolerated: float, precision: float) -> 
     trials: list[Row] = []
     low, high, rate, by = 0.0, top, top, "rate"
     while not trials or high - low > precision * top:
-        row = trial(rate)
+        try:
+            row = trial(rate)
+        except Interrupted:
+            by = "interrupted"
+            break
         trials.append(row)
         sent = row.sent_pps or 0.0
         if loss(row) <= tolerated:
@@ -55,10 +65,11 @@ def throughput(trial: Trial, top: float, tolerated: float, precision: float) -> 
 def loss_curve(trial: Trial, top: float) -> list[Row]:
     """26.3: from the highest rate down by tenths, until two trials in a row lose nothing."""
     rows: list[Row] = []
-    for tenth in range(10, 0, -1):
-        rows.append(trial(top * STEP * tenth))
-        if len(rows) > 1 and not loss(rows[-1]) and not loss(rows[-2]):
-            break
+    with suppress(Interrupted):
+        for tenth in range(10, 0, -1):
+            rows.append(trial(top * STEP * tenth))
+            if len(rows) > 1 and not loss(rows[-1]) and not loss(rows[-2]):
+                break
     return rows
 
 
@@ -73,10 +84,11 @@ def back_to_back(burst: Burst, most: int, repeats: int) -> tuple[int, list[Row]]
                 return False
         return True
 
-    if passes(most):
-        return most, rows
     low, high = 0, most
-    while high - low > max(1, low // 100):
-        middle = (low + high) // 2
-        low, high = (middle, high) if passes(middle) else (low, middle)
+    with suppress(Interrupted):
+        if passes(most):
+            return most, rows
+        while high - low > max(1, low // 100):
+            middle = (low + high) // 2
+            low, high = (middle, high) if passes(middle) else (low, middle)
     return low, rows

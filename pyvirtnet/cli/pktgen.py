@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import secrets
 import sys
 from collections.abc import Sequence
@@ -197,12 +198,13 @@ def _dry_run(args: argparse.Namespace) -> int:
     """Frames as they would be sent; ports are not opened, addresses may stand in for theirs."""
     source = _source(args, None, None)
     if isinstance(source, list):
-        print(dump(source[: args.dry_run]))
-        return OK
-    with pyvirtnet.open("sim:loopback") as port:
-        sender = Sender(port, _mixes(args, source)[0], source, args.dry_run, args.dry_run)
-        sender.send(args.dry_run)
-        print(dump([bytes(frame) for frame in port.recv_burst(args.dry_run)]))
+        frames = source[: args.dry_run]
+    else:
+        with pyvirtnet.open("sim:loopback") as port:
+            sender = Sender(port, _mixes(args, source)[0], source, args.dry_run, args.dry_run)
+            sender.send(args.dry_run)
+            frames = [bytes(frame) for frame in port.recv_burst(args.dry_run)]
+    print(json.dumps({"frames": [one.hex() for one in frames]}) if args.json else dump(frames))
     return OK
 
 

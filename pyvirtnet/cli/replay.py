@@ -123,7 +123,7 @@ def _lines(figures: dict[str, Any]) -> list[str]:
     if figures["full"]:
         lines.append(f"the port was full {figures['full']} times: its device is the limit")
     remarks = {
-        "refused": "by the filter",
+        "refused": "left out by the filter",
         "unfit": "not sent: too short or too long for the port",
         "cut": "sent without the bytes that were not captured",
     }

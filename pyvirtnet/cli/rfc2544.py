@@ -7,7 +7,8 @@ import json
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ._pktgen_sender import Stream
 from ._pktgen_traffic import Bounds, Run, Stop, check_sizes, loop
 from ._rfc2544_report import line as figures
 from ._rfc2544_report import write
-from ._rfc2544_search import back_to_back, loss, loss_curve, throughput
+from ._rfc2544_search import Interrupted, back_to_back, loss, loss_curve, throughput
 
 TESTS = ("throughput", "latency", "loss", "back-to-back")
 FLAT_OUT = 1e9  # frames a second: as fast as the program can
@@ -89,6 +90,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.report:
         for path in write(args.report, results):
             print(f"wrote {path}", file=out)
+        if find_spec("matplotlib") is None:
+            print("no plots without matplotlib: pip install matplotlib", file=out)
     if args.json:
         print(json.dumps(results), flush=True)
     if stop.signal:
@@ -133,7 +136,11 @@ class Bench:
             check_sizes([max(*mix.sizes, least)], tx, rx)
 
     def size(self, mix: Mix) -> Iterator[tuple[str, Any]]:
-        """Each test's name and figures; those that Ctrl-C comes before are left out."""
+        """Each test's name and figures; what Ctrl-C comes before is left out."""
+        with suppress(Interrupted):
+            yield from self._size(mix)
+
+    def _size(self, mix: Mix) -> Iterator[tuple[str, Any]]:
         args = self.args
         top, own = self._top(mix)
         yield "top_pps", round(top, 1)
@@ -144,17 +151,25 @@ class Bench:
             )
             rate = found.pps
             by = "sender" if own and found.by == "rate" else found.by
-            yield "throughput", self._throughput(mix, rate, by, found.trials)
-        if "latency" in args.tests and rate and not self.stop.signal:
-            loads = [(load, self._trial(mix, rate * load / 100)) for load in LOADS]
-            yield "latency", [{"load": load} | _latency(row) for load, row in loads]
-        if "loss" in args.tests and not self.stop.signal:
-            rows = loss_curve(lambda pps: self._trial(mix, pps), top)
+            if found.trials:
+                yield "throughput", self._throughput(mix, rate, by, found.trials)
+        if "latency" in args.tests and rate and (loads := self._loads(mix, rate)):
+            yield "latency", loads
+        if "loss" in args.tests and (rows := loss_curve(lambda pps: self._trial(mix, pps), top)):
             yield "loss", [_lost(row) for row in rows]
-        if "back-to-back" in args.tests and not self.stop.signal:
+        if "back-to-back" in args.tests:
             most = max(1, int(top * args.time))
             frames, rows = back_to_back(lambda n: self._burst(mix, n), most, args.repeat)
-            yield "back_to_back", {"frames": frames, "most": most, "trials": len(rows)}
+            if rows:
+                yield "back_to_back", {"frames": frames, "most": most, "trials": len(rows)}
+
+    def _loads(self, mix: Mix, rate: float) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        with suppress(Interrupted):
+            for load in LOADS:
+                row = self._trial(mix, rate * load / 100)
+                found.append({"load": load, "pps": row.sent_pps, "latency_us": row.latency_us})
+        return found
 
     def _throughput(self, mix: Mix, pps: float, by: str, trials: list[Row]) -> dict[str, Any]:
         bits = pps * mix.mean * 8
@@ -183,15 +198,14 @@ class Bench:
         return self._run(mix, Pace(FLAT_OUT), frames, None)
 
     def _run(self, mix: Mix, pace: Pace, count: int | None, seconds: float | None) -> Row:
-        """Once Ctrl-C was pressed, trials are empty, and the search ends soon."""
+        """Raises Interrupted where Ctrl-C came before its end."""
         if self.live.due():
             self.live.show(f"{mix.label} bytes: a trial of {pace.pps or 0:.0f} frames a second")
         run = Run(Bounds(count, seconds, 64), self.stop, self.report, pace)
-        return loop(self.tx, self.rx, mix, self.stream, run)
-
-
-def _latency(row: Row) -> dict[str, Any]:
-    return {"pps": row.sent_pps, "latency_us": row.latency_us}
+        row = loop(self.tx, self.rx, mix, self.stream, run)
+        if self.stop.signal:
+            raise Interrupted
+        return row
 
 
 def _lost(row: Row) -> dict[str, Any]:
