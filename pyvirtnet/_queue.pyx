@@ -258,6 +258,7 @@ cdef class QueuePair(Waiter):
         rx_refill(&self.rx, burst.count == 0)
         if self.rx.nhungry and enter(&self.tx_busy):  # out of pages: sent frames may hold some
             try:
+                self._call_rx()  # says where the driver is now, not after what follows (2.9)
                 if tx_reclaim(&self.tx) > 0:
                     rx_refill(&self.rx, burst.count == 0)
             finally:

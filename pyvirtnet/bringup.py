@@ -138,7 +138,9 @@ class BringUp:
 
     def _largest(self, features: Features) -> int:
         device = self._transport
-        ring = self._ring_size or device.default_ring_size or device.queue_max_size(0)
+        ring = self._ring_size or device.default_ring_size
+        if ring is None:
+            ring = min(device.queue_max_size(2 * pair) for pair in range(self._pairs))
         return largest_frame(features.negotiated, ring, self._pages)
 
     def _claim_pairs(self, features: Features) -> None:

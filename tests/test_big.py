@@ -142,9 +142,18 @@ def test_chains_in_the_ring_itself_are_of_a_split_ring_out_of_order():
 
 @pytest.mark.rule("SPL-009", "PKD-014")
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("options", [{"ring_size": 16}, {"queue_sizes": (16, 16)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ring_size": 16},
+        {"queue_sizes": (16, 16)},
+        {"queue_sizes": (256, 256, 16, 256), "queue_pairs": 2},
+    ],
+    ids=["by us", "by the device", "of the second pair"],
+)
 def test_no_chain_is_longer_than_a_short_ring(make_nic, name, options):
     """Regression: indirect tables of 17 entries for a ring of 16 (2.7.5.3.1)."""
-    nic = make_nic(offered=FORMATS[name], features=NAMES, **options)
+    offered = FORMATS[name] | mask("mq", "ctrl_vq") * ("queue_pairs" in options)
+    nic = make_nic(offered=offered, features=NAMES, **options)
     assert nic.port.info()["receive_mode"] == "small"
     nic.pass_through([frame(1514, number) for number in range(40)])

@@ -97,19 +97,30 @@ def test_rings_wrap(make_nic):
     assert got == [frame(sizes[i % 8], i) for i in range(500)]
 
 
-@pytest.mark.parametrize("order", ["fifo", "lifo", "shuffled"])
+# With IN_ORDER there is one order, and there are three ways to say it
+ORDERS = [(extra, order) for extra in ("plain", "events") for order in ("fifo", "lifo", "shuffled")]
+ORDERS += [(extra, batch) for extra in ("in_order", "all") for batch in ("none", "all", "random")]
+
+
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("ring", ["split", "packed"])
-@pytest.mark.parametrize("extra", ["plain", "events"])
-def test_completion_in_any_order(ring, extra, order):
+@pytest.mark.parametrize(("extra", "order"), ORDERS)
+def test_completion_in_any_order(ring, extra, order, start):
+    ordered = bool(EXTRAS[extra] & mask("in_order"))
     features = PLAIN | EXTRAS[extra] | (mask("ring_packed") if ring == "packed" else 0)
-    nic = Nic(offered=features, queue_sizes=(64, 64), pages=600, fill=False, seed=3)
+    options = {"used_batch": order} if ordered else {}
+    nic = Nic(
+        offered=features, queue_sizes=(64, 64), pages=600, fill=False, seed=3,
+        start_index=STARTS[start], **options,
+    )  # fmt: skip
     sizes = (60, 9014, 4085, 128, 20_000, 129)
     sent = [frame(sizes[i % 6], i) for i in range(1500)]
     left, got = sent, []
     while left:
         left = left[nic.port.send_burst(left[:40]) :]
         got += nic.device.take()
-        nic.device.complete(len(nic.device.queues[1].taken) // 2 + 1, order=order)
+        half = len(nic.device.queues[1].taken) // 2 + 1
+        nic.device.complete(half, order="fifo" if ordered else order)
     assert got == sent
     finish(nic)
 

@@ -319,6 +319,22 @@ def test_a_kick_names_what_is_exposed_next(packed, size, start_index):
     finish(nic)
 
 
+@pytest.mark.rule("PKD-011")
+@either_format
+def test_a_kick_names_what_is_exposed_then(packed):
+    """Regression: a bell that is a call rang once more was exposed than it named."""
+    offered = PLAIN | packed | mask("notification_data", "event_idx")
+    nic = Nic(offered=offered, queue_sizes=(8, 8), pages=8)
+    nic.device.deliver(*frames(8, 2000))
+    dropped, sent = nic.port.recv_burst(4), nic.port.recv_burst(4)
+    assert nic.port.send_burst(sent) == 4
+    assert nic.transmitted() == frames(4, 2000, 4)
+    del dropped, sent  # four pages are free; four more are, once what was sent is reclaimed
+    assert len(nic.port.recv_burst(4)) == 0
+    assert nic.device.receive_room() == 8
+    finish(nic)
+
+
 # ---- interrupts ----------------------------------------------------------------------------------
 
 
