@@ -26,6 +26,7 @@ cdef class QueuePair(Waiter):
     cdef Py_ssize_t _send(self, frames) except -1
     cdef RxBurst _receive(self, Py_ssize_t n, int pending)
     cdef bint _let_go(self)
+    cdef RxBurst _stay_out(self, call)
     cdef int _leave(self, uint8_t *busy) except -1
     cdef int _call_rx(self) except -1
     cdef int _call_tx(self) except -1

@@ -160,7 +160,7 @@ cdef class QueuePair(Waiter):
 
     def _hold(self, why):
         """As `pause`, for a device that has yet to let go of the rings: they stay as they are."""
-        before = self.closed
+        before, was_away = self.closed, self.away
         self.closed, self.away = why, True
         if enter(&self.rx_busy):
             if enter(&self.tx_busy):
@@ -168,7 +168,7 @@ cdef class QueuePair(Waiter):
                 leave(&self.tx_busy)
                 return True
             leave(&self.rx_busy)
-        self.closed, self.away = before, False
+        self.closed, self.away = before, was_away
         return False
 
     def _pause(self, why):
@@ -196,11 +196,21 @@ cdef class QueuePair(Waiter):
                 tx_reclaim(&self.tx)
         rx_destroy(&self.rx)
         tx_destroy(&self.tx)
+        gone = self.pool, self.rx_call, self.tx_call
         self.pool = None  # its memory lives on only if a burst does
         self.rx_call = self.tx_call = None
         leave(&self.rx_busy)
         leave(&self.tx_busy)
+        del gone  # not before: their ends may let other threads run
         return True
+
+    cdef RxBurst _stay_out(self, call):
+        """There is no device now, or somebody is in already. Who finds none holds up no reset."""
+        if self.closed is None:
+            raise self._busy(call)
+        if not self.away:
+            raise self._gone()
+        return self.nothing
 
     cdef int _leave(self, uint8_t *busy) except -1:
         leave(busy)
@@ -225,17 +235,20 @@ cdef class QueuePair(Waiter):
         if n < 1:
             raise ValueError(f"recv_burst takes a burst size of at least 1, not {n}")
         self._begin()
-        if not enter(&self.rx_busy):
-            raise self._busy("recv_burst")
-        try:
-            burst = self._poll(n)
+        if self.closed is None and enter(&self.rx_busy):
+            try:
+                burst = self._poll(n)
+                if self.watched:
+                    if burst.count == 0:
+                        self._arm()
+                    elif self.armed:
+                        self._disarm()
+            finally:
+                self._leave(&self.rx_busy)
+        else:
+            burst = self._stay_out("recv_burst")
             if self.watched:
-                if burst.count == 0:
-                    self._arm()
-                elif self.armed:
-                    self._disarm()
-        finally:
-            self._leave(&self.rx_busy)
+                self._forget()
         if burst.count == 0:
             if timeout is None or timeout > 0:
                 return self._wait(n, timeout)
@@ -247,10 +260,6 @@ cdef class QueuePair(Waiter):
     cdef RxBurst _poll(self, Py_ssize_t n):
         cdef int pending
         cdef RxBurst burst
-        if self.closed is not None:
-            if self.away:
-                return self.nothing
-            raise self._gone()
         pending = rx_pending(&self.rx)
         if pending < 0:
             raise self._broken("receive", pending, self.rx.lie)
@@ -320,8 +329,8 @@ cdef class QueuePair(Waiter):
 
     cdef RxBurst _sleep(self, Py_ssize_t n, double seconds):
         """What is there once something has woken us, or after so long."""
-        if not enter(&self.rx_busy):
-            raise self._busy("recv_burst")
+        if self.closed is not None or not enter(&self.rx_busy):
+            return self._stay_out("recv_burst")
         try:
             return self._sleep_inside(n, seconds)
         finally:
@@ -338,6 +347,8 @@ cdef class QueuePair(Waiter):
             begun = now_seconds()
             sleeper.sleep(seconds if self.irq_fd >= 0 else min(seconds, POLL_SECONDS))
             self._adapt(now_seconds() - begun)
+        if self.closed is not None:  # since then, while we were without the GIL
+            return self._stay_out("recv_burst")
         burst = self._poll(n)
         if burst.count == 0 and self.watched:  # buffers too small for frames may have come
             self._arm()
@@ -354,15 +365,13 @@ cdef class QueuePair(Waiter):
         """
         cdef Py_ssize_t sent = 0
         self._begin()
-        if not enter(&self.tx_busy):
-            raise self._busy("send_burst")
-        try:
-            if self.closed is None:
+        if self.closed is None and enter(&self.tx_busy):
+            try:
                 sent = self._send(frames)
-            elif not self.away:
-                raise self._gone()
-        finally:
-            self._leave(&self.tx_busy)
+            finally:
+                self._leave(&self.tx_busy)
+        else:
+            self._stay_out("send_burst")
         if sent == 0:
             self._idle()
         return sent
@@ -385,15 +394,13 @@ cdef class QueuePair(Waiter):
     def reclaim(self):
         """Take back what the device has sent; how many frames. `send_burst` does it by itself."""
         cdef int count = 0
-        if not enter(&self.tx_busy):
-            raise self._busy("reclaim")
-        try:
-            if self.closed is None:
+        if self.closed is None and enter(&self.tx_busy):
+            try:
                 count = self._reclaim()
-            elif not self.away:
-                raise self._gone()
-        finally:
-            self._leave(&self.tx_busy)
+            finally:
+                self._leave(&self.tx_busy)
+        else:
+            self._stay_out("reclaim")
         if count == 0:
             self._idle()
         return count

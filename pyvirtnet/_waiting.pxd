@@ -21,6 +21,7 @@ cdef class Waiter(Sender):
 
     cdef object _sleeper(self)
     cdef int _call_sleeper(self) except -1
+    cdef int _forget(self) except -1
     cdef int _arm(self) except -1
     cdef void _disarm(self) noexcept
     cdef bint _spin(self) noexcept

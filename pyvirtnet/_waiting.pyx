@@ -63,6 +63,13 @@ cdef class Waiter(Sender):
             self.waker.call()
         return 0
 
+    cdef int _forget(self) except -1:
+        """The device is away: what woke us did so in vain, unless that has changed meanwhile."""
+        self.waker.drain()
+        if not self.away:
+            self.waker.call()
+        return 0
+
     cdef void _disarm(self) noexcept:
         self.armed = False
         if self.closed is None:

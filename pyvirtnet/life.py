@@ -99,8 +99,7 @@ class Life(BringUp):
             try:
                 for index in rings:
                     self._transport.reset_queue(index)
-                while not queue._pause(why):  # a call that began just now is about to end
-                    time.sleep(0)
+                queue._pause(why)
                 memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
                 self._start_pair(queue, *self._set_up_pair(queue, memory))
             except BaseException as error:  # the device may go on writing: all of it has to stop

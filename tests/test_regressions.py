@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -373,3 +374,47 @@ def test_a_wait_that_begins_while_another_thread_closes_the_port():
     assert waker.sleep(20)
     waker.close()
     os.close(live)
+
+
+def resets_beside_a_poller(reset, expected):
+    """Many resets while another thread is in calls without rest, which raise nothing else."""
+    nic, done, failed = Nic(offered=PLAIN | mask("ring_reset")), threading.Event(), []
+
+    def poll():
+        while not done.is_set():
+            for call in (lambda: nic.port.recv_burst(1), lambda: nic.port.send_burst([])):
+                try:
+                    call()
+                except expected:
+                    pass
+                except BaseException as error:
+                    failed.append(error)
+
+    thread, before = threading.Thread(target=poll), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(100):
+            reset(nic.port)
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(before)
+    assert failed == []
+    nic.pass_through(frames(300))
+    finish(nic)
+
+
+def test_a_reset_beside_a_thread_that_polls_without_rest():
+    """It raised QueueBusy where a call had just begun that would have found the port down."""
+    resets_beside_a_poller(pyvirtnet.Port.reset, pyvirtnet.PortClosed)
+
+
+def test_a_pair_that_is_reset_beside_a_thread_that_polls_without_rest():
+    """Its calls find nothing meanwhile, or hold it up; nothing else comes of it."""
+
+    def reset(port):
+        with suppress(pyvirtnet.QueueBusy):  # by a call that was under way
+            port.queues[0].reset()
+
+    resets_beside_a_poller(reset, ())
