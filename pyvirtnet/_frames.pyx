@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from ._barrier cimport hold
 from ._burst cimport Burst, Frame
 from ._copy cimport as_bytes, copy_in, pages_for
+from ._layout cimport NetHdr
 from ._offload cimport (
     REFUSED_BARE,
     REFUSED_CSUM,
@@ -19,6 +20,7 @@ from ._offload cimport (
     REFUSED_HEADERS,
     REFUSED_SIZE,
     REFUSED_TYPE,
+    header_to_send,
 )
 from ._pages cimport Store, drop_store, is_ours
 from ._transmit cimport PUT_TAKEN, tx_put, tx_put_linear
@@ -127,7 +129,10 @@ cdef class Sender:
 
         One that no ring of this size takes raises, too.
         """
-        cdef uint32_t pieces = 1 if store.headers == NULL else 2
+        cdef NetHdr header
+        cdef uint32_t pieces = 1
+        if store.headers != NULL and done >= 0:  # one with work in it is a piece of its own
+            pieces += header_to_send(store, frame, self.tx.format.features, &header) > 0
         if store.begin != NULL:
             pieces += store.begin[frame + 1] - store.begin[frame]
         if done == REFUSED_SIZE:

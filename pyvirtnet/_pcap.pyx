@@ -73,7 +73,7 @@ cdef void _write_block(Burst burst, Py_ssize_t i, uint64_t stamp, uint32_t snapl
     cdef uint32_t[7] header = [
         ENHANCED_PACKET, size, interface, <uint32_t>(stamp >> 32), <uint32_t>stamp, kept,
         burst.store.lengths[burst.frame(i)]]
-    memcpy(to, header, ENHANCED_HEADER)
     memset(to + size - ENHANCED_TAIL - 4, 0, 4)  # what fills the frame up to whole words
+    memcpy(to, header, ENHANCED_HEADER)  # the end of it lies there if nothing is kept
     memcpy(to + size - ENHANCED_TAIL, &size, ENHANCED_TAIL)
     _copy(burst, i, to + ENHANCED_HEADER, kept)

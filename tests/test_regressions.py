@@ -5,6 +5,7 @@ import mmap
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from nic import PLAIN, Nic, finish, frame, frames
 
 import pyvirtnet
 from pyvirtnet import dma
+from pyvirtnet._pcap import records
 from pyvirtnet.arena import Arena
 from pyvirtnet.testing import HostileDevice, NetDevice, mask
 from pyvirtnet.testing.memory import publish
@@ -418,3 +420,24 @@ def test_a_pair_that_is_reset_beside_a_thread_that_polls_without_rest():
             port.queues[0].reset()
 
     resets_beside_a_poller(reset, ())
+
+
+def test_a_frame_whose_header_asks_for_nothing_may_fill_the_ring():
+    """It was refused for good, as one piece too long, while the ring held another."""
+    nic = Nic(offered=PLAIN | mask("csum", "guest_csum"), features=["+csum"], queue_sizes=(4, 4))
+    nic.device.deliver(frame(3 * 4096 - 12))  # a head and three fragments
+    burst = nic.port.recv_burst(1)
+    assert not burst.offload["flags"].any()
+    assert [nic.port.send_burst(burst) for _ in range(2)] == [1, 0]
+    assert nic.transmitted() == [bytes(burst[0])]
+    assert nic.port.send_burst(burst) == 1
+    del burst
+    finish(nic)
+
+
+def test_a_record_that_keeps_nothing_of_its_frame_tells_its_length():
+    """In pcapng, what fills a frame up to whole words overwrote it."""
+    with pyvirtnet.open("sim:loopback") as port:
+        port.send_burst([frame(60)])
+        block = records(port.recv_burst(1), 0, 0, ng=True)
+    assert struct.unpack_from("=6I", block, 8) == (0, 0, 0, 0, 60, 32)

@@ -85,6 +85,7 @@ def test_busy_here(kernel):
     ("where", "number", "expected"),
     [
         (iommufd.BIND, errno.EPERM, (errors.NoIommu, "iommufd/parameters/allow_unsafe")),
+        (iommufd.IOAS_ALLOC, errno.ENOSPC, (errors.NoIommu, "No space left")),
         (iommufd.ATTACH, errno.EINVAL, (errors.NoIommu, "can't put its group")),
         (NODE, errno.EBUSY, (errors.DeviceBusy, NODE)),
         (NODE, errno.EACCES, (errors.NoPermission, "--user")),

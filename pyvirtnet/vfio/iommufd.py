@@ -92,7 +92,7 @@ class AddressSpace(Iommu):
             node = self._admit(function)
             try:
                 if self._file.closed:
-                    self._open()
+                    self._open(function)
                 file = self._join(function, node)
                 self._functions.add(function.bdf)
             except BaseException:
@@ -143,13 +143,16 @@ class AddressSpace(Iommu):
             raise problems.no_iommufd(function)
         return node
 
-    def _open(self) -> None:
+    def _open(self, function: Function) -> None:
         try:
             self._file = File.open(NODE)
         except OSError as error:
             raise problems.node(NODE, error) from error
         request = IoasAlloc(size=sizeof(IoasAlloc))
-        self._file.ioctl(IOAS_ALLOC, request)
+        try:
+            self._file.ioctl(IOAS_ALLOC, request)
+        except OSError as error:
+            raise problems.attaching(function, error, module="iommufd") from error
         self._id = request.out_ioas_id
 
     def _join(self, function: Function, node: str) -> File:
