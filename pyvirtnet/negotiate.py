@@ -8,17 +8,9 @@ from dataclasses import dataclass
 from .errors import FeatureMissing
 from .spec import MAX_SEGMENTED, NET_HEADER, PAGE, Feature
 
-# What this driver can do. Only VERSION_1 is required of a device (6.1).
-SUPPORTED = frozenset(
+# What the control queue is asked for, each with a feature of its own
+_COMMANDS = frozenset(
     {
-        Feature.VERSION_1,
-        Feature.ACCESS_PLATFORM,
-        Feature.MAC,
-        Feature.STATUS,
-        Feature.MTU,
-        Feature.SPEED_DUPLEX,
-        Feature.MRG_RXBUF,
-        Feature.CTRL_VQ,
         Feature.CTRL_RX,
         Feature.CTRL_RX_EXTRA,
         Feature.CTRL_VLAN,
@@ -30,25 +22,6 @@ SUPPORTED = frozenset(
         Feature.NOTF_COAL,
         Feature.VQ_NOTF_COAL,
         Feature.DEVICE_STATS,
-        Feature.RING_PACKED,
-        Feature.IN_ORDER,
-        Feature.EVENT_IDX,
-        Feature.INDIRECT_DESC,
-        Feature.ORDER_PLATFORM,
-        Feature.NOTIFICATION_DATA,
-        Feature.CSUM,
-        Feature.HOST_TSO4,
-        Feature.HOST_TSO6,
-        Feature.HOST_ECN,
-        Feature.HOST_USO,
-        Feature.GUEST_CSUM,
-        Feature.GUEST_TSO4,
-        Feature.GUEST_TSO6,
-        Feature.GUEST_ECN,
-        Feature.GUEST_USO4,
-        Feature.GUEST_USO6,
-        Feature.GUEST_HDRLEN,
-        Feature.RING_RESET,
         Feature.HASH_REPORT,
     }
 )
@@ -74,6 +47,31 @@ SEGMENTS = frozenset(
     {Feature.GUEST_TSO4, Feature.GUEST_TSO6, Feature.GUEST_USO4, Feature.GUEST_USO6}
 )
 
+# What this driver can do. Only VERSION_1 is required of a device (6.1).
+SUPPORTED = (
+    frozenset(
+        {
+            Feature.VERSION_1,
+            Feature.ACCESS_PLATFORM,
+            Feature.MAC,
+            Feature.STATUS,
+            Feature.MTU,
+            Feature.SPEED_DUPLEX,
+            Feature.MRG_RXBUF,
+            Feature.CTRL_VQ,
+            Feature.RING_PACKED,
+            Feature.IN_ORDER,
+            Feature.EVENT_IDX,
+            Feature.INDIRECT_DESC,
+            Feature.ORDER_PLATFORM,
+            Feature.NOTIFICATION_DATA,
+            Feature.RING_RESET,
+        }
+    )
+    | _COMMANDS
+    | OFFLOADS
+)
+
 # Wanted only where they are asked for: with CTRL_VLAN a device starts to drop tagged frames
 # (5.1.6.5.3), which nobody expects of a port that was just opened.
 # With offloads, frames come with checksums that are not made yet, and as large as 64 KiB.
@@ -82,20 +80,6 @@ ON_REQUEST = frozenset({Feature.CTRL_VLAN, Feature.HASH_REPORT}) | OFFLOADS
 BIG_PAGES = 17  # of a receive buffer for 65589 bytes and a header, 5.1.6.3.1
 
 # 5.1.3.1: a feature and those it cannot be accepted without, or would be of no use.
-_COMMANDS = (
-    Feature.CTRL_RX,
-    Feature.CTRL_RX_EXTRA,
-    Feature.CTRL_VLAN,
-    Feature.CTRL_MAC_ADDR,
-    Feature.GUEST_ANNOUNCE,
-    Feature.MQ,
-    Feature.RSS,
-    Feature.CTRL_GUEST_OFFLOADS,
-    Feature.NOTF_COAL,
-    Feature.VQ_NOTF_COAL,
-    Feature.DEVICE_STATS,
-    Feature.HASH_REPORT,
-)
 REQUIRES: dict[Feature, frozenset[Feature]] = {
     **dict.fromkeys(_COMMANDS, frozenset({Feature.CTRL_VQ})),
     **dict.fromkeys(SEGMENTS, frozenset({Feature.GUEST_CSUM})),
@@ -143,7 +127,9 @@ def parse(switches: Iterable[str]) -> frozenset[Feature]:
                 raise ValueError("version_1 cannot be switched off: the driver is modern only")
             wanted.discard(feature)
         elif feature not in SUPPORTED:
-            raise FeatureMissing(f"no feature {name.lower()}", "this driver does not have it yet")
+            raise FeatureMissing(
+                f"no feature {name.lower()}", "this driver does not have it", f"leave {switch} out"
+            )
         else:
             wanted.add(feature)
     return frozenset(wanted)
