@@ -42,6 +42,7 @@ class BringUp:
     _mac: Mac
     _mtu: int
     _max_frame: int
+    _seen: dict[str, Any]  # what events() told last
 
     def __init__(
         self,
@@ -190,6 +191,7 @@ class BringUp:
 
     def _start(self, bells: list[Doorbell]) -> None:
         """Receive buffers are posted; who waits is told of all there is now."""
+        self._seen.pop("needs-reset", None)  # it may ask for that again
         if self._changes is not None:
             self._changes.watch(self._change_fds())
             self._changes.call()

@@ -79,6 +79,10 @@ class DeviceBroken(Error):
     """The device broke the virtio contract; its queue is stopped."""
 
 
+class NeedsReset(DeviceBroken):
+    """The device met an error that it cannot get over, and asks to be reset."""
+
+
 class DeviceGone(Error):
     """The device was unplugged or its back end went away."""
 

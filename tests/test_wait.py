@@ -13,7 +13,16 @@ from test_fork import in_child
 from vhost_fixtures import SECONDS, open_port, path, start, until
 
 import pyvirtnet
-from pyvirtnet import DeviceBroken, DeviceGone, Event, FeatureMissing, Link, PortClosed, _queue
+from pyvirtnet import (
+    DeviceBroken,
+    DeviceGone,
+    Event,
+    FeatureMissing,
+    Link,
+    NeedsReset,
+    PortClosed,
+    _queue,
+)
 from pyvirtnet.testing import Loopback, NetDevice, mask
 from pyvirtnet.transport.sim import SimTransport
 from pyvirtnet.wakeup import WakeUp
@@ -374,20 +383,34 @@ def test_news_need_no_interrupt(make_nic, monkeypatch):
     timer.join()
 
 
-def test_a_device_that_needs_a_reset_ends_every_wait(make_nic):
-    for wait in (
-        lambda port: port.events(timeout=None),
-        lambda port: port.recv_burst(1, timeout=None),
-    ):
-        nic = make_nic()
-        nic.port.events()
+def test_a_device_that_needs_a_reset_is_news(make_nic):
+    """Once; then it is what every call raises, until the port is reset."""
+    nic = make_nic()
+    nic.port.events()
+    for _ in range(2):
         timer = threading.Timer(0.02, nic.device.need_reset)
         timer.start()
-        with pytest.raises(DeviceBroken, match="asks to be reset"):
-            wait(nic.port)
+        assert nic.port.events(timeout=None) == [Event("needs-reset", None)]
         timer.join()
+        for call in (nic.port.events, lambda: nic.port.recv_burst(1)):
+            with pytest.raises(NeedsReset, match="asks to be reset"):
+                call()
         nic.port.reset()
         nic.pass_through(frames(3))
+
+
+def test_a_device_that_needs_a_reset_ends_a_wait_for_frames(make_nic):
+    """And is still news to who waits for that."""
+    nic = make_nic()
+    nic.port.events()
+    timer = threading.Timer(0.02, nic.device.need_reset)
+    timer.start()
+    with pytest.raises(DeviceBroken, match="asks to be reset"):
+        nic.port.recv_burst(1, timeout=None)
+    timer.join()
+    assert nic.port.events() == [Event("needs-reset", None)]
+    nic.port.reset()
+    nic.pass_through(frames(3))
 
 
 def test_several_threads_wait_for_news(make_nic):

@@ -1,4 +1,4 @@
-"""What a port's device says of itself has changed, and what it asks for: announcements."""
+"""What a port's device says of itself has changed, and what it asks for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from threading import RLock
 from typing import Any, Literal
 
-from ..errors import DeviceTimeout
+from ..errors import DeviceTimeout, NeedsReset
 from ..nic import Link, Mac
 from ..spec import ANNOUNCE, Command, Feature, NetConfig
 from ..wakeup import WakeUp
@@ -25,20 +26,26 @@ SLICE_SECONDS = 0.1  # of sleep; without an interrupt for changes, between looks
 class Event:
     """A change of what the device says: of "link", "mtu" or "mac", with the value it has now.
 
-    "announce": the device asks for `port.announce()`, and the value is None.
+    Of the others the value is None. "announce": the device asks for `port.announce()`.
+    "needs-reset": it met an error, and asks for `port.reset()` (2.1.2).
     """
 
-    what: Literal["link", "mtu", "mac", "announce"]
+    what: Literal["link", "mtu", "mac", "announce", "needs-reset"]
     value: Link | int | Mac | None
 
 
 class Events:
-    """Changes of link, MTU and MAC; announcements."""
+    """Changes of link, MTU and MAC; what the device asks for."""
 
     _control: Control
     _seen: dict[str, Any]
     _changes: WakeUp | None
-    mac: Any
+    _care: RLock
+
+    @property
+    def mac(self) -> Mac:
+        """The port's."""
+        raise NotImplementedError
 
     @property
     def link(self) -> Link:
@@ -58,8 +65,8 @@ class Events:
         """What has changed since the last call; the first one says how all of it is.
 
         With a `timeout` it waits so many seconds for a change, or for ever with None, on the
-        interrupt for configuration changes. Raises what `link` raises: a device that asks to be
-        reset is DeviceBroken. ValueError for a timeout below 0.
+        interrupt for configuration changes. Raises what `link` raises; a device that asks to be
+        reset is an event, and NeedsReset from the next call on. ValueError for a timeout below 0.
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"a timeout is None or seconds from 0 up, not {timeout!r}")
@@ -72,8 +79,9 @@ class Events:
             if found or left <= 0:
                 return found
             if self._changes is None:
-                self._changes = WakeUp()
-                self._changes.watch(self._change_fds())
+                with self._care:  # whoever resets the device changes its file descriptors
+                    self._changes = WakeUp()
+                    self._changes.watch(self._change_fds())
                 continue  # what has changed since nobody was told of
             self._changes.sleep(min(left, SLICE_SECONDS))
 
@@ -82,13 +90,18 @@ class Events:
         changes = [what for what in now if now[what] != self._seen.get(what)]
         self._seen = now
         return [
-            Event(what, None if what == "announce" else now[what])  # type: ignore[arg-type]
+            Event(what, None if isinstance(now[what], bool) else now[what])  # type: ignore[arg-type]
             for what in changes
-            if what != "announce" or now[what]
+            if now[what] is not False
         ]
 
     def _look_round(self) -> dict[str, Any]:
-        now = {"link": self.link, "mtu": self.mtu, "mac": self.mac, "announce": False}
+        try:
+            now = {"link": self.link, "mtu": self.mtu, "mac": self.mac, "announce": False}
+        except NeedsReset:
+            if "needs-reset" in self._seen:
+                raise
+            return {**self._seen, "needs-reset": True}
         if self._control.live and self._control.has(Feature.GUEST_ANNOUNCE):
             now["announce"] = bool(self._control.read_number(NetConfig.STATUS, 2) & ANNOUNCE)
         return now

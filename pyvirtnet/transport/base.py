@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import DeviceBroken, DeviceGone
+from ..errors import DeviceGone, NeedsReset
 from ..spec import Status
 
 
@@ -56,7 +56,7 @@ class Transport(ABC):
     start_index: int = 0  # where ring indices start; a back end that outlived us has its own
 
     def check(self) -> None:  # noqa: B027
-        """Raise DeviceGone if the device is known to have gone, DeviceBroken if it asks for a
+        """Raise DeviceGone if the device is known to have gone, NeedsReset if it asks for a
         reset. Cheap: idle queues ask for it."""
 
     def alarm_fds(self) -> Sequence[int]:
@@ -136,7 +136,7 @@ class Transport(ABC):
 def check_status(name: str, status: int) -> None:
     """A device whose status has DEVICE_NEEDS_RESET does nothing it was asked for (2.1.2)."""
     if status & Status.NEEDS_RESET:
-        raise DeviceBroken(
+        raise NeedsReset(
             f"{name} has stopped",
             "it met an error that it cannot get over, and asks to be reset (DEVICE_NEEDS_RESET)",
             "port.reset() starts it anew; report it to who makes the device",
