@@ -1,11 +1,12 @@
 """Several queue pairs: each a NIC's datapath of its own, all of them one port."""
 
+import multiprocessing
 import os
 import threading
 
 import pytest
 from nic import PLAIN, Liar, Nic, frame, frames
-from vhost_fixtures import SECONDS, open_port, path, start, until
+from vhost_fixtures import SECONDS, open_port, path, round_trip, start, until
 
 import pyvirtnet
 from pyvirtnet import CommandRefused, DeviceBroken, FeatureMissing, PortClosed
@@ -310,6 +311,27 @@ def test_a_forked_child_finds_all_pairs_closed(make_nic):
         os._exit(closed)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == PAIRS
     exchange(nic)
+
+
+def test_a_process_for_each_port(path, start):
+    """What processes can have: a port each, opened there; all at once."""
+
+    def work(end):
+        with open_port(end) as port:
+            round_trip(port, *range(60, 260))
+            assert port.stats.rx_frames == port.stats.tx_frames == 200
+
+    ends = [f"{path}{number}" for number in range(3)]
+    for end in ends:
+        start(at=end)
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=work, args=(end,)) for end in ends[1:]]
+    for child in children:
+        child.start()
+    work(ends[0])
+    for child in children:
+        child.join(SECONDS)
+    assert [child.exitcode for child in children] == [0, 0]
 
 
 def test_vhost_user_has_them_too(path, start):
