@@ -115,7 +115,7 @@ class BringUp:
         device = self._transport
         offered = device.offered_features()
         features = negotiate(offered, self._wanted)
-        if self._largest(features) < MAX_SEGMENTED and SEGMENTS & features.negotiated:
+        if SEGMENTS & features.negotiated and self._largest(features) < MAX_SEGMENTED:
             features = negotiate(offered, self._wanted - SEGMENTS)
         self._features = features
         mtu = self._read_mtu() if Feature.MTU in features.negotiated else None
