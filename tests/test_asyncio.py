@@ -207,6 +207,6 @@ def test_waiting_takes_no_processor(nic):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.0):
                 await nic.port.recv()
-        assert time.process_time() - before < 0.1
+        assert time.process_time() - before < 0.5
 
     run(work())

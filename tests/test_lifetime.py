@@ -17,6 +17,12 @@ SENT = [frame(60, 1), frame(9014, 2), frame(128, 3), frame(5000, 4)]
 NOISE = [frame(size, 500 + i) for i, size in enumerate((65535, 60, 4085, 128, 9014))]
 
 
+@pytest.fixture
+def start_index():
+    """What is held does not depend on it; the harder one."""
+    return 0xFFF0
+
+
 def joined(parts):
     return b"".join(map(bytes, parts))
 

@@ -69,7 +69,7 @@ def test_close_wakes_a_thread_that_waits_for_frames():
         except pyvirtnet.QueueBusy:
             break
     port.close()
-    waiter.join(5)
+    waiter.join(60)
     assert ended
 
 

@@ -331,11 +331,11 @@ def test_a_tx_burst_is_sent_from_where_it_lies(nic, size):
 
 def test_a_tx_burst_is_sent_again_and_again(nic):
     burst = nic.port.alloc_burst(64, 60)
-    for number in range(500):
-        burst.data[:] = number % 251
+    for number in range(100):
+        burst.data[:] = number
         assert nic.port.send_burst(burst) == 64
-        assert nic.transmitted() == [bytes([number % 251] * 60)] * 64
-    assert nic.port.stats.tx_frames == 32_000
+        assert nic.transmitted() == [bytes([number] * 60)] * 64
+    assert nic.port.stats.tx_frames == 6400
 
 
 def test_a_tx_burst_in_flight_more_than_once(nic):

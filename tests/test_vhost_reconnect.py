@@ -183,7 +183,7 @@ def test_giving_up(path, start):
         begin = time.monotonic()
         with pytest.raises(DeviceGone, match=r"did not come back within 0\.2 s"):
             until(lambda: False, lambda: port.recv_burst(32))
-        assert 0.2 <= time.monotonic() - begin < 10
+        assert 0.2 <= time.monotonic() - begin < SECONDS / 2
         with pytest.raises(DeviceGone, match="did not come back"):
             port.send_burst([bytes(60)])
         start()
@@ -265,7 +265,7 @@ def test_a_server_waits_a_bound_time_and_leaves_no_socket(path):
     begin = time.monotonic()
     with pytest.raises(NoSuchDevice, match=r"waited for 0\.2 s"):
         open_port(f"{path}?server=on&wait=0.2")
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < SECONDS / 2
     assert not os.path.exists(path)
 
 
