@@ -109,7 +109,12 @@ _LATER = {
 def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LATER[name], __name__), name)
+    try:
+        value = getattr(import_module(_LATER[name], __name__), name)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith(__name__):
+            error.add_note("This folder has the source, unbuilt: start Python in another one.")
+        raise
     globals()[name] = value
     return value
 

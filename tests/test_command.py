@@ -142,6 +142,30 @@ def test_a_reader_that_is_gone_is_no_traceback(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+@pytest.mark.parametrize(
+    ("module", "line", "mend"),
+    [
+        ("pyudev", "cannot import pyudev: it is not installed", "-m pip install pyudev"),
+        ("pyvirtnet._burst", "the source of pyvirtnet, unbuilt", "go to another folder"),
+    ],
+)
+def test_what_cannot_be_imported_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str,
+    line: str,
+    mend: str,
+) -> None:
+    def without(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(main, "import_module", without)
+    assert main.main(["pktgen", "--help"]) == 3
+    first, second = capsys.readouterr().err.splitlines()
+    assert line in first
+    assert mend in second
+
+
 @contextmanager
 def full_disk() -> Iterator[None]:
     """As stdout."""

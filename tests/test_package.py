@@ -136,3 +136,13 @@ def test_the_tests_run_on_an_editable_install():
     origin = importlib.metadata.distribution("pyvirtnet").read_text("direct_url.json")
     assert origin is not None
     assert json.loads(origin)["dir_info"] == {"editable": True}
+
+
+def test_the_unbuilt_source_says_that_it_is(monkeypatch):
+    def without(name, package):
+        raise ModuleNotFoundError("No module named 'pyvirtnet._bpf'", name="pyvirtnet._bpf")
+
+    monkeypatch.setattr(pyvirtnet, "import_module", without)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        pyvirtnet.__getattr__("Filter")
+    assert "unbuilt" in caught.value.__notes__[0]

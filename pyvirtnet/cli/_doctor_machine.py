@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def _processor(host: Host) -> Finding:
 
 def _package() -> Iterator[Finding]:
     for name, mend in (
-        ("numpy", "pip install numpy"),
+        ("numpy", f"{sys.executable} -m pip install numpy"),
         ("pyvirtnet._queue", "build the package: pip install . in the clone, or tools/pyvirtnet"),
     ):
         if importlib.util.find_spec(name) is None:
@@ -74,7 +75,7 @@ def _package() -> Iterator[Finding]:
     for name, what in (("rich", "live tables are plain lines"),):
         if importlib.util.find_spec(name) is None:
             said = f"without {name}, {what}"
-            yield Finding("package", "note", said, "pip install 'pyvirtnet[tools]'")
+            yield Finding("package", "note", said, f"{sys.executable} -m pip install {name}")
 
 
 def _iommu(host: Host) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pyvirtnet
 
+from ..errors import LibraryMissing
 from ._command import EPILOG, OK, USAGE, run
 
 
@@ -25,12 +26,17 @@ class Command:
     words: tuple[str, ...] = ()
 
     def load(self) -> ModuleType:
-        """Ctrl-C ends the import, a second long in a small machine, without a traceback."""
+        """Ctrl-C ends the import, a second long in a small machine, without a traceback.
+
+        Raises LibraryMissing where it cannot be imported.
+        """
         before = signal.getsignal(signal.SIGINT)
         if before is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, lambda *_: os._exit(130))
         try:
             return import_module(f"{__package__}.{self.module}")
+        except ModuleNotFoundError as error:
+            raise _lacking(str(error.name)) from None
         finally:
             signal.signal(signal.SIGINT, before)
 
@@ -69,8 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"pyvirtnet: {_unknown(name)} (--help lists the commands)", file=sys.stderr)
             return USAGE
     command = COMMANDS[words[0]]
-    status: int = command.load().main([*command.words, *words[1:]])
-    return status
+    return run(words[0], lambda: command.load().main([*command.words, *words[1:]]))
+
+
+def _lacking(module: str) -> LibraryMissing:
+    what, mend = f"cannot import {module}", f"{sys.executable} -m pip install {module}"
+    if module.partition(".")[0] != "pyvirtnet":
+        return LibraryMissing(what, "it is not installed", mend)
+    why = "this folder has the source of pyvirtnet, unbuilt"
+    return LibraryMissing(
+        what, why, "go to another folder; or take what is in the folder tools, which builds it"
+    )
 
 
 def _say(text: str) -> int:
