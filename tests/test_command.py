@@ -209,6 +209,14 @@ def test_a_full_disk_is_one_line(command: str, capsys: pytest.CaptureFixture[str
     assert last.endswith(": cannot write its output: No space left on device")
 
 
+def test_a_closed_stdout_is_nobody_who_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYVIRTNET_RUN", str(tmp_path))
+    monkeypatch.setattr(sys, "stdout", None)  # as Python sets it then
+    assert main.main(["top", "--count", "1", "--interval", "0.01"]) == 1
+
+
 def test_an_error_that_is_not_stdouts_is_not_taken_for_it() -> None:
     def work() -> int:
         raise PermissionError(13, "Permission denied", "/elsewhere")

@@ -66,6 +66,8 @@ def status_of(error: errors.Error) -> int:
 
 def run(name: str, work: Callable[[], int]) -> int:
     """The exit status of a command that ends in a number, an error, Ctrl-C or a full disk."""
+    if sys.stdout is None:  # it was closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         status = work()
     except errors.Error as error:
@@ -86,7 +88,7 @@ def run(name: str, work: Callable[[], int]) -> int:
 def delivered(who: str, status: int) -> int:
     """`status`, or what it means that stdout does not take all that was written to it."""
     try:
-        print(end="", flush=True)  # sys.stdout is None where it was closed
+        print(end="", flush=True)
         return status
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
