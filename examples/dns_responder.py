@@ -45,7 +45,5 @@ if __name__ == "__main__":
     try:
         with pyvirtnet.open(sys.argv[1]) as port:
             serve(port, *sys.argv[2:])
-    except pyvirtnet.Error as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        pass
+    except (pyvirtnet.Error, KeyboardInterrupt) as error:
+        sys.exit(str(error) or 130)

@@ -32,7 +32,5 @@ if __name__ == "__main__":
         with pyvirtnet.open(sys.argv[1]) as port:
             for pair, octets in talkers(port, int(sys.argv[2])).most_common(10):
                 print(f"{octets:12} {pair}")
-    except pyvirtnet.Error as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        pass
+    except (pyvirtnet.Error, KeyboardInterrupt) as error:
+        sys.exit(str(error) or 130)

@@ -27,7 +27,5 @@ if __name__ == "__main__":
         with pyvirtnet.open(sys.argv[1]) as port:
             for address, mac in neighbours(port, *sys.argv[2:]).items():
                 print(address, mac)
-    except pyvirtnet.Error as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        pass
+    except (pyvirtnet.Error, KeyboardInterrupt) as error:
+        sys.exit(str(error) or 130)

@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     [
         "pktgen loop sim:loopback sim:loopback --time 60 --json",
         "capture sim:loopback -w {written}",
-        "replay {sent} sim:loopback --loop 0 --rate 100",
+        "replay {sent} sim:loopback --loop 0 --rate 1",
     ],
     ids=["pktgen", "capture", "replay"],
 )
