@@ -14,7 +14,6 @@ LOOK_SECONDS: float
 BUSY_LOOK_SECONDS: float
 SLICE_SECONDS: float
 POLL_SECONDS: float
-LEAVE_SECONDS: float
 
 class QueuePair(Waiter):
     pool: PagePool | None

@@ -47,7 +47,6 @@ LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
 BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
 SLICE_SECONDS = 0.1  # of sleep, between looks at the device and at signals
 POLL_SECONDS = 0.001  # of sleep, where there are no interrupts
-LEAVE_SECONDS = 2.0  # for calls that have nothing to do but to end
 
 cdef enum:
     CALLS_PER_CLOCK = 64        # calls between looks at the clock
@@ -102,7 +101,6 @@ cdef class QueuePair(Waiter):
         cdef uint8_t *rx_memory
         cdef uint8_t *tx_memory
         cdef RingFormat format
-        cdef double end = now_seconds() + LEAVE_SECONDS
         if self.closed is None or self.nothing is None or pool.region is None:
             raise RuntimeError("a queue pair is stopped, and its pool set up, before it is set up")
         layout = {"packed": packed, "alignment": alignment}
@@ -111,10 +109,8 @@ cdef class QueuePair(Waiter):
         tx_memory = ring_memory(pool, tx_offset, tx_size,
                                 ring_bytes(tx_size, tables=indirect,
                                            headers=has(features, BIT_CSUM), **layout), packed)
-        while not self._let_go():  # a call that began just now finds the pair closed, and ends
-            if now_seconds() > end:
-                raise self._busy("setting up")
-            sleep(0)
+        if not self._let_go():
+            raise self._busy("setting up")
         self.stopped = False
         self.pool = pool
         format.packed, format.in_order = packed, in_order

@@ -32,10 +32,11 @@ def run(*command, **options):
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """A wheel of the sources, built with the tools at hand."""
+    """A wheel of the sources, built with the tools at hand, and in less time than a fast one."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
-    run(*pip, "--no-index", "-q", "-w", folder, ROOT)
+    quickly = "--config-settings=setup-args=-Doptimization=0"
+    run(*pip, "--no-index", quickly, "-q", "-w", folder, ROOT)
     (path,) = folder.glob("pyvirtnet-*.whl")
     return path
 

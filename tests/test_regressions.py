@@ -441,39 +441,3 @@ def test_a_record_that_keeps_nothing_of_its_frame_tells_its_length():
         port.send_burst([frame(60)])
         block = records(port.recv_burst(1), 0, 0, ng=True)
     assert struct.unpack_from("=6I", block, 8) == (0, 0, 0, 0, 60, 32)
-
-
-def test_a_call_that_begins_in_the_middle_of_a_reset_does_not_spoil_it(monkeypatch):
-    """The reset ended in QueueBusy, and left the port down."""
-    port = pyvirtnet.open("sim:loopback")
-    queue, revive = port.queues[0], port._transport.revive
-    inside, go_on, ended = threading.Event(), threading.Event(), []
-
-    class Slowly(pyvirtnet.PortClosed):
-        """What the call finds; it takes its time to tell."""
-
-        def __init__(self, *words):
-            super().__init__(*words)
-            if threading.current_thread() is caller:
-                inside.set()
-                assert go_on.wait(20)
-
-    def call():
-        with pytest.raises(Slowly) as caught:
-            queue.recv_burst(1)
-        ended.append(caught.value)
-
-    def begin():
-        revive()
-        caller.start()
-        assert inside.wait(20)
-        release.start()
-
-    caller, release = threading.Thread(target=call), threading.Timer(0.05, go_on.set)
-    monkeypatch.setattr("pyvirtnet.life.PortClosed", Slowly)
-    monkeypatch.setattr(port._transport, "revive", begin)
-    port.reset()
-    caller.join(20)
-    assert "being reset" in ended[0].why
-    assert port.send_burst([bytes(60)]) == len(port.recv_burst(1)) == 1
-    port.close()

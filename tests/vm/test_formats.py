@@ -11,7 +11,10 @@ import pyvirtnet
 from pyvirtnet import Port
 from pyvirtnet.cli import bind
 
-MACHINE = {"ports": 2, "port_opts": "packed=on"}  # event_idx and indirect_desc are on by default
+# Two NICs for this module (event_idx and indirect_desc are on by default), two for test_steering.py
+# and test_small_mode.py, which look at what these have not.
+OTHERS = "packed=on,mrg_rxbuf=off,mq=on,rss=on,speed=10000,duplex=full"
+MACHINE = {"ports": 4, "port_opts": f"packed=on|packed=on|{OTHERS}|{OTHERS}"}
 
 NIC, PEER = "0000:00:04.0", "0000:00:05.0"
 SECONDS = 20  # longer than anything here takes

@@ -5,9 +5,10 @@ import time
 import pyvirtnet
 from pyvirtnet.cli import bind
 
-MACHINE = {"ports": 2, "port_opts": "mrg_rxbuf=off,mq=on,rss=on,speed=10000,duplex=full,packed=on"}
+from . import test_formats
 
-NIC, PEER = "0000:00:04.0", "0000:00:05.0"
+MACHINE = test_formats.MACHINE
+NIC, PEER = "0000:00:06.0", "0000:00:07.0"
 SECONDS = 20
 
 

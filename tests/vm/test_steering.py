@@ -9,11 +9,11 @@ import pyvirtnet
 from pyvirtnet import Event, Feature, HashType, Link, Port, Rss
 from pyvirtnet.cli import bind
 
+from . import test_formats
 from .monitor import ask
 
-MACHINE = {"ports": 2, "port_opts": "mrg_rxbuf=off,mq=on,rss=on,speed=10000,duplex=full,packed=on"}
-
-NIC, PEER = "0000:00:04.0", "0000:00:05.0"
+MACHINE = test_formats.MACHINE
+NIC, PEER = "0000:00:06.0", "0000:00:07.0"
 SECONDS = 20
 
 
@@ -72,7 +72,7 @@ def test_the_link_goes_down_and_up(ports: tuple[Port, Port]) -> None:
     _, rx = ports
     assert rx.events()[0] == Event("link", Link(True, 10_000, "full"))
     for up in (False, True):
-        ask("set_link", name="nic1", up=up)
+        ask("set_link", name="nic3", up=up)
         until(lambda up=up: rx.link.up == up)
         assert rx.events() == [Event("link", Link(up, 10_000, "full"))]
         assert rx.events() == []
@@ -82,7 +82,7 @@ def test_an_announcement(ports: tuple[Port, Port]) -> None:
     """As after a migration: the device asks for it until it is acknowledged."""
     tx, rx = ports
     rx.events()
-    ask("announce-self", initial=50, max=50, rounds=1, step=50, interfaces=["nic1"])
+    ask("announce-self", initial=50, max=50, rounds=1, step=50, interfaces=["nic3"])
     until(lambda: rx.events() == [Event("announce", None)])
     assert rx.events() == []
     gratuitous = b"\xff" * 6 + rx.mac + b"\x08\x06" + b"here" * 12
