@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import pyvirtnet
-from pyvirtnet import Event, Feature, Link, Port
+from pyvirtnet import Event, Feature, HashType, Link, Port, Rss
 from pyvirtnet.cli import bind
 
 from .monitor import ask
 
-MACHINE = {"ports": 1, "link": "tap", "queues": 4}
+MACHINE = {"ports": 1, "link": "tap", "queues": 4, "port_opts": "hash=on,rss=on"}
 
 NIC, PAIRS, SECONDS = "0000:00:04.0", 4, 20
 HOST = bytes((10, 99, 0, 1))
@@ -103,6 +103,32 @@ class Pinger:
         return self.answers[flow, number]
 
 
+class Hasher(Pinger):
+    """Notes what the device says of the answers' hashes: value and type, by flow."""
+
+    def __init__(self, port: Port) -> None:
+        self.hashes: dict[int, tuple[int, int]] = {}
+        super().__init__(port)
+
+    def listen(self) -> None:
+        for queue in self.port.queues:
+            burst = queue.recv_burst(64)
+            columns = burst.hash_value.tolist(), burst.hash_type.tolist()
+            for frame, value, kind in zip(map(bytes, burst), *columns, strict=True):
+                if frame[12:14] == b"\x08\x00":
+                    self.hashes[frame[33] - 100] = value, kind
+                self.take(queue.index, frame)
+
+
+def toeplitz(data: bytes, key: bytes) -> int:
+    """Where a bit of `data` is set, the 32 bits of the key that begin there (5.1.6.4.3)."""
+    bits, total = int.from_bytes(key, "big"), 0
+    for at in range(8 * len(data)):
+        if data[at // 8] << at % 8 & 0x80:
+            total ^= bits >> 8 * len(key) - 32 - at
+    return total & 0xFFFFFFFF
+
+
 def test_what_is_there(port: Port) -> None:
     assert {Feature.MQ, Feature.CTRL_VQ} <= port.features.negotiated
     assert port.info()["queue_pairs"] == len(port.queues) == PAIRS
@@ -126,6 +152,21 @@ def test_flows_come_back_to_the_pair_they_were_sent_from(port: Port) -> None:
         assert all(one.rx_frames >= 3 * (turn + 1) for one in stats)
         assert sum(one.tx_frames for one in stats) == port.stats.tx_frames
         port.reset()
+
+
+def test_hashes_come_with_frames_and_steer_them() -> None:
+    """The device's own, of both addresses; and where they lead to when RSS is set."""
+    with pyvirtnet.open(NIC, queue_pairs=PAIRS, features=["+hash_report"]) as port:
+        port.hash_types = HashType.IPV4
+        pinger = Hasher(port)
+        expected = {flow: toeplitz(HOST + address(flow), Rss().key) for flow in range(8)}
+        for flow in range(8):
+            pinger.where(flow, 0, 0)
+        assert pinger.hashes == {flow: (value, 1) for flow, value in expected.items()}
+        port.rss = Rss([3, 2, 1, 0], HashType.IPV4)
+        for flow, value in expected.items():
+            assert pinger.where(flow, 1, 0) == 3 - value % PAIRS
+        assert len({value % PAIRS for value in expected.values()}) > 1
 
 
 def test_a_thread_for_each_pair_sleeps_until_its_frames_come(port: Port) -> None:
