@@ -22,6 +22,7 @@ from .spec import (
     MAX_SEGMENTED,
     MAX_SPLIT_QUEUE,
     NET_HEADER,
+    PAGE,
     Feature,
     NetConfig,
     Status,
@@ -119,7 +120,9 @@ class BringUp:
             features = negotiate(offered, self._wanted - SEGMENTS)
         self._features = features
         mtu = self._read_mtu() if Feature.MTU in features.negotiated else None
-        if mtu is not None and mtu + ETHERNET_HEADER > self._largest(features):
+        frame = ETHERNET_HEADER + (mtu or 0)
+        # Of rings' sizes, which belong to step 7, only what a page does not hold depends.
+        if mtu is not None and frame > PAGE - NET_HEADER and frame > self._largest(features):
             # 5.1.4.2: with MTU accepted, there would have to be buffers for such a frame
             features = self._features = negotiate(offered, features.wanted - {Feature.MTU})
             mtu = None
