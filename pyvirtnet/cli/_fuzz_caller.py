@@ -68,6 +68,7 @@ class Caller(Arguments):
             self.wait: 1,
             self.cycle: 2,
             self.reset: 2,
+            self.restart: 1,
             self.renew: 1,
         }
 
@@ -144,6 +145,11 @@ class Caller(Arguments):
     def reset(self) -> None:
         self.port.reset()
 
+    def restart(self) -> None:
+        """One queue pair alone, with rings of any size."""
+        size: Any = self.random.choice((None, None, 2, 8, 64, self._number()))
+        self.port.queues[0].reset(size=size)
+
     def renew(self) -> None:
         """Close a port, and open another beside it or in its place."""
         old = self.port
@@ -200,9 +206,9 @@ class Caller(Arguments):
     def write(self) -> None:
         thing = self.any_of(RxBurst, TxBurst, Frame, np.ndarray)
         if isinstance(thing, RxBurst):
-            thing = self.random.choice((thing.heads, thing.lengths))
+            thing = self.random.choice((thing.heads, thing.lengths, thing.offload))
         elif isinstance(thing, TxBurst):
-            thing = self.random.choice((thing.data, thing.lengths))
+            thing = self.random.choice((thing.data, thing.lengths, thing.offload))
         elif isinstance(thing, Frame):
             thing = self.random.choice((thing.head, *thing.frags))
         if thing is not None:

@@ -36,8 +36,19 @@ AT_TIMES = (
     Feature.EVENT_IDX,
     Feature.INDIRECT_DESC,
     Feature.NOTIFICATION_DATA,
+    Feature.RING_RESET,
+)
+ON_REQUEST = (
+    Feature.CSUM,
+    Feature.HOST_TSO4,
+    Feature.HOST_USO,
+    Feature.GUEST_CSUM,
+    Feature.GUEST_TSO4,
+    Feature.GUEST_USO6,
+    Feature.HASH_REPORT,
 )
 CONTROL = 2  # the control queue's place, whatever its index is
+LEGACY = 0.1  # of devices
 STARTS = (0, 0xFFF0, 0x7FFF)
 BELLS = ("call", "eventfd", "mmio16")
 
@@ -61,6 +72,8 @@ class FuzzDevice(Transport, dma.Mapper):
         self._lies, self._random = lies, Random(random.random())
         self._whims = Random(random.random())  # of answers to what is asked at times
         self._bits = _features(random)
+        if random.random() < LEGACY:
+            self._become_legacy()
         self._size = 1 << random.choice((1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 10))
         if self._bits >> Feature.RING_PACKED & 1:
             self._size += random.randrange(self._size)
@@ -72,6 +85,11 @@ class FuzzDevice(Transport, dma.Mapper):
         self._maps: dict[int, mmap.mmap] = {}
         self._fds: dict[int | None, int] = {}
         dma.memory.attach(self)
+
+    def _become_legacy(self) -> None:
+        """Registers and rings as before virtio 1.0: 32 features, used rings begin a page."""
+        self._bits = self._bits & 0xFFFFFFFF | 1 << Feature.VERSION_1
+        self.ring_alignment, self.plain_header_bytes, self.writable_mac = 4096, 10, True
 
     def act(self, turns: int) -> None:
         """So many turns of the device, and an interrupt at times."""
@@ -147,6 +165,9 @@ class FuzzDevice(Transport, dma.Mapper):
             config[at : at + 2] = value.to_bytes(2, "little")
         return bytes(config[offset : offset + length])
 
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Nothing that is written stays."""
+
     def queue_max_size(self, index: int) -> int:
         if self._lie():
             return self._random.choice((0, 1, 3, 255, 1 << 16, self._random.getrandbits(16)))
@@ -165,6 +186,8 @@ class FuzzDevice(Transport, dma.Mapper):
                     packed=self._has(Feature.RING_PACKED),
                     in_order=self._has(Feature.IN_ORDER),
                     mergeable=self._has(Feature.MRG_RXBUF),
+                    header=self._header_bytes,
+                    fields=self._has(Feature.GUEST_CSUM),
                 )
         data = self._has(Feature.NOTIFICATION_DATA)
         if self._bell == "call" or index >= CONTROL:
@@ -172,6 +195,13 @@ class FuzzDevice(Transport, dma.Mapper):
         if self._bell == "eventfd":
             return Doorbell("eventfd", self.interrupt_fd(index + CONTROL), index)
         return Doorbell("mmio16", ctypes.addressof(self._bar), index, data)
+
+    def reset_queue(self, index: int) -> None:
+        if self._lie():
+            raise DeviceTimeout(f"{self.name} did not reset queue {index}", "queue_reset is not 0")
+        with self._liars() as liars:
+            for liar in liars:
+                liar.disable(min(index, CONTROL))
 
     def interrupt_fd(self, index: int | None) -> int:
         if self.closed:
@@ -207,6 +237,12 @@ class FuzzDevice(Transport, dma.Mapper):
         if self.on_kick is not None:
             self.on_kick()
 
+    @property
+    def _header_bytes(self) -> int:
+        if self._has(Feature.HASH_REPORT):
+            return 20
+        return 12 if self._has(Feature.MRG_RXBUF) else self.plain_header_bytes
+
     def _has(self, feature: Feature) -> bool:
         return bool(self._accepted >> feature & 1)
 
@@ -217,6 +253,6 @@ class FuzzDevice(Transport, dma.Mapper):
 def _features(random: Random) -> int:
     """What a device offers; a driver can take any of it."""
     bits = 1 << Feature.VERSION_1
-    for features, chance in ((LIKELY, 0.8), (COMMANDS, 0.8), (AT_TIMES, 0.4)):
+    for features, chance in ((LIKELY, 0.8), (COMMANDS, 0.8), (AT_TIMES, 0.4), (ON_REQUEST, 0.5)):
         bits |= sum(1 << feature for feature in features if random.random() < chance)
     return bits

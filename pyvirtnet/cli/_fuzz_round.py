@@ -17,10 +17,12 @@ from typing import Any
 from .. import dma
 from ..arena import arena
 from ..errors import Error
+from ..negotiate import parse
 from ..port import Port
+from ..spec import Feature
 from ._fuzz_caller import Caller
 from ._fuzz_clock import repeatable
-from ._fuzz_device import FuzzDevice
+from ._fuzz_device import ON_REQUEST, FuzzDevice
 
 LIES = (0.0, 0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.5)  # chances of a lie a step
 TURNS = (0, 1, 4, 8, 16, 64)  # of a device, between two calls
@@ -79,13 +81,19 @@ class Round:
     def _open(self) -> Port | None:
         device = FuzzDevice(self.random, self.lies)
         try:
-            port = Port(device, pages=self.random.choice((None, None, 1, 7, 1000)))
+            pages = self.random.choice((None, None, 1, 7, 1000))
+            port = Port(device, pages=pages, wanted=self._wanted())
         except (Error, ValueError) as error:
             self.errors[type(error).__name__] += 1
             device.close()
             return None
         self.devices.append(device)
         return port
+
+    def _wanted(self) -> frozenset[Feature]:
+        """What is there on request is asked for at times."""
+        asked = self.random.random() < 0.4
+        return parse([feature.name for feature in ON_REQUEST if asked])
 
     def _calls(self, caller: Caller, count: int, forks: float = 0.0) -> None:
         before = 0
@@ -248,7 +256,7 @@ def check_honest(port: Port) -> None:
     """What a device that never lied saw."""
     liar = port._transport.liar  # type: ignore[attr-defined]
     stats = port.stats
-    received = stats.rx_frames + stats.rx_runts + stats.rx_lost
+    received = stats.rx_frames + stats.rx_runts + stats.rx_bad_headers + stats.rx_lost
     if received != liar.delivered:
         raise Finding(f"{liar.delivered} delivered, {received} accounted for: {stats}")
     if liar.faults:

@@ -61,10 +61,21 @@ cdef uint32_t _length(State *s, uint32_t most) noexcept nogil:
     return min(length, most)
 
 
+cdef void _write_header(State *s, uint8_t *data, uint16_t count) noexcept nogil:
+    """All zeroes, or fields that mean something, or nothing (5.1.6.4)."""
+    cdef uint32_t i
+    memset(data, 0, s.header)
+    if s.fields and below(s, 4) == 0:
+        for i in range(10):
+            data[i] = below(s, 6)
+    if s.header >= HEADER:
+        (<uint16_t *>(data + 10))[0] = count
+
+
 cdef uint32_t _deliver(State *s, Ring *r) noexcept nogil:
     """A frame into as many buffers as it takes; how many steps that was."""
     cdef Buffer[MOST_MERGED] buffers
-    cdef uint32_t want = 1, count = 0, i, length
+    cdef uint32_t want = 1, count = 0, i, length, first
     cdef uint8_t *data
     cdef uint8_t fill = <uint8_t>random(s)
     if s.mergeable and below(s, 8) == 0:
@@ -72,15 +83,15 @@ cdef uint32_t _deliver(State *s, Ring *r) noexcept nogil:
     while count < want and take(&s.memory, r, &buffers[count]):
         count += 1
     for i in range(count):
-        length = buffers[i].length
-        if i == count - 1 and length >= HEADER:
-            length = _length(s, length - HEADER) + HEADER
-        data = reach(&s.memory, buffers[i].addr, length)
-        if data != NULL and length >= HEADER:
-            memset(data, fill, min(length, <uint32_t>192))
+        length = buffers[i].total
+        if i == count - 1 and length >= s.header:
+            length = _length(s, length - s.header) + s.header
+        first = min(length, buffers[i].length)
+        data = reach(&s.memory, buffers[i].addr, first)
+        if data != NULL and first >= s.header:
+            memset(data, fill, min(first, <uint32_t>192))
             if i == 0:
-                memset(data, 0, HEADER)
-                (<uint16_t *>(data + 10))[0] = count
+                _write_header(s, data, count)
         use(r, buffers[i].id, length, buffers[i].count)
     r.fresh += count > 0
     return count
@@ -199,7 +210,7 @@ cdef class Liar:
 
     def enable(self, uint32_t index, uint32_t size, uint64_t table, uint64_t driver,
                uint64_t device, *, uint16_t start=0, bint packed=False, bint in_order=False,
-               bint mergeable=False):
+               bint mergeable=False, uint32_t header=HEADER, bint fields=False):
         """A ring at addresses of the driver's (4.1.4.3). LookupError: not in memory shown."""
         cdef Memory *m = &self.state.memory
         cdef Ring r
@@ -216,7 +227,8 @@ cdef class Liar:
         if not packed:
             _ask_for_kicks(&r, start)
         self.state.rings[index] = r
-        self.state.mergeable = mergeable
+        self.state.mergeable, self.state.fields = mergeable, fields
+        self.state.header = header
 
     def disable(self, uint32_t index):
         """After a reset: memory may still be written, if the device lies."""

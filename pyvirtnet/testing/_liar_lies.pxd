@@ -27,13 +27,15 @@ cdef enum:
     TRANSMIT = 1
     CONTROL = 2
     RINGS = 3
-    HEADER = 12                 # struct virtio_net_hdr, 5.1.6
+    HEADER = 12                 # struct virtio_net_hdr, 5.1.6, as most devices have it
 
 cdef struct State:
     uint64_t seed
     uint32_t lies               # chance of a lie, of 65536
     bint polite                 # leave the rings alone
     bint mergeable
+    uint32_t header             # bytes of a virtio header, 5.1.6: 10, 12 or 20
+    bint fields                 # a header says something of its frame
     Ring[RINGS] rings
     Memory memory
     uint64_t steps

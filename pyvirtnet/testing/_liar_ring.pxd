@@ -27,8 +27,9 @@ cdef struct Memory:
     uint64_t faults             # descriptors that lead to no DMA memory
 
 cdef struct Buffer:
-    uint64_t addr               # of the first descriptor
+    uint64_t addr               # of the first descriptor, or that of its table
     uint32_t length
+    uint32_t total              # of all descriptors
     uint16_t id
     uint16_t count              # descriptors in the ring
     uint64_t last_addr          # of the last one
@@ -99,10 +100,14 @@ cdef inline void _look(Memory *m, Buffer *b, const uint8_t *entry, uint16_t flag
     elif flags & INDIRECT:
         for i in range(min(length // 16, <uint32_t>WALK)):
             b.last_addr, b.last_length = (<uint64_t *>data)[2 * i], (<uint32_t *>data)[4 * i + 2]
+            if i == 0:
+                b.addr, b.length = b.last_addr, b.last_length
+            b.total += b.last_length
             if reach(m, b.last_addr, b.last_length) == NULL:
                 m.faults += 1
         return
     b.last_addr, b.last_length = addr, length
+    b.total += length
 
 
 cdef inline bint take(Memory *m, Ring *r, Buffer *b) noexcept nogil:
@@ -120,6 +125,7 @@ cdef inline bint _take_split(Memory *m, Ring *r, Buffer *b) noexcept nogil:
     r.seen = <uint16_t>(r.seen + 1)
     entry = descriptor(r, index)
     b.addr, b.length, b.count = (<uint64_t *>entry)[0], (<uint32_t *>entry)[2], 1
+    b.total = 0
     for _ in range(WALK):
         entry = descriptor(r, index)
         flags, index = (<uint16_t *>entry)[6], (<uint16_t *>entry)[7]
@@ -136,6 +142,7 @@ cdef inline bint _take_packed(Memory *m, Ring *r, Buffer *b) noexcept nogil:
     if (flags & AVAIL != 0) != wrap or (flags & USED != 0) == wrap:
         return False
     b.addr, b.length, b.count = (<uint64_t *>entry)[0], (<uint32_t *>entry)[2], 0
+    b.total = 0
     while b.count < r.size:
         entry = descriptor(r, r.seen + b.count)
         b.count += 1
