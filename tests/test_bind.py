@@ -69,6 +69,24 @@ def test_a_bound_nic_is_still_known_by_the_interface_it_had(machine: Machine) ->
     assert machine.interfaces(NIC) == ["eth1"]
 
 
+def test_an_interface_that_is_renamed_while_it_is_looked_at(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: udev had been slow, and restore ended in FileNotFoundError."""
+    bind([NIC], host=machine)
+    gone, resolve = list[Path](), Path.resolve
+
+    def resolved(path: Path, strict: bool = False) -> Path:
+        if path.parent == machine.net and not gone:
+            gone.append(path)
+            raise FileNotFoundError(path)
+        return resolve(path, strict)
+
+    monkeypatch.setattr(Path, "resolve", resolved)
+    restore([NIC], host=machine)
+    assert (len(gone), machine.driver(NIC)) == (1, "virtio-pci")
+
+
 def test_bind_twice_and_restore_twice_say_so(machine: Machine) -> None:
     assert said(machine, NIC)[0] == 0
     code, out, _ = said(machine, "bind", NIC)

@@ -7,6 +7,7 @@ import os
 import pwd
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,7 +164,9 @@ def put_back(host: Host, bdf: str, old: str | None, until: Until) -> bool:
 
 def await_interface(host: Host, bdf: str, until: Until) -> str:
     def settled() -> bool:
-        return all(host.settled((host.net / name).resolve()) for name in host.interfaces(bdf))
+        with suppress(FileNotFoundError):  # it was renamed in between
+            return all(host.settled((host.net / name).resolve()) for name in host.interfaces(bdf))
+        return False
 
     if not until(lambda: bool(host.interfaces(bdf)), _PATIENCE):
         what = f"{bdf} is with {host.driver(bdf)}, and has no interface"

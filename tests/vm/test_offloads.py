@@ -103,11 +103,13 @@ def test_segments_to_and_from_the_hosts_tcp(features: tuple[str, ...]) -> None:
         assert port.info()["receive_mode"] == ("big" if features else "mergeable")
         connection = Connection(port, 40000 + len(features))
         content = random.Random(7).randbytes(40000)
-        for round_ in range(1, 5):
+        rounds = 0
+        while rounds < 4 or (rounds < 50 and max(connection.seen)[0] <= 10000):
+            rounds += 1  # the host's TCP comes to send more at once: sooner or later, as it can
             connection.put(ACK | PUSH, content)
             connection.sequence += len(content)
-            connection.until(lambda n=round_: len(connection.received) >= n * 40000, lambda: None)
-        assert bytes(connection.received) == content * 4
+            connection.until(lambda n=rounds: len(connection.received) >= n * 40000, lambda: None)
+        assert bytes(connection.received) == content * rounds
         connection.put(RESET | ACK)
         large = [one for one in connection.seen if one[0] > 1514]
         assert max(length for length, *_ in large) > 10000
@@ -117,4 +119,4 @@ def test_segments_to_and_from_the_hosts_tcp(features: tuple[str, ...]) -> None:
             assert 500 < size <= MSS
             assert (start, offset) == (34, 16)
         assert port.stats.rx_bad_headers == 0
-        assert port.stats.tx_frames < 400  # not a frame a packet
+        assert port.stats.tx_frames < 100 * rounds  # not a frame a packet
