@@ -30,7 +30,7 @@ from pyvirtnet.cli._bench_core import growth
 from pyvirtnet.cli._bench_latency import percentiles
 from pyvirtnet.cli._bench_report import compiled_with
 from pyvirtnet.cli._bench_testpmd import SEED_BURST, Counters, parse_stats
-from pyvirtnet.cli._bench_vs_dpdk import SEED, SIZE, summary, unequal
+from pyvirtnet.cli._bench_vs_dpdk import SEED, SIZE, await_count, summary, unequal
 
 BENCH = [sys.executable, "-P", "-m", "pyvirtnet.cli.bench"]
 STORED = Path(__file__).parents[1] / "docs/benchmarks/core.json"
@@ -219,6 +219,17 @@ def test_whole_work_is_equal(mode: str, went: tuple[int, int], device: Counters)
     assert unequal(mode, (*went, octets[0], octets[1] - 1), device)
     for lost in (stats(device.rx - 1, device.tx), stats(device.rx, device.tx + 1)):
         assert unequal(mode, went + octets, lost)
+
+
+def test_a_side_that_gets_no_processor_for_a_while_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was stopped before it had taken what the device had sent: the work seemed unequal."""
+    arrived = [0, 0, 30, 30, 100]
+    await_count(lambda: arrived.pop(0), 100)
+    assert arrived == []
+    monkeypatch.setattr("pyvirtnet.cli._bench_vs_dpdk.SETTLE", 0.01)
+    await_count(lambda: 99, 100)  # one is lost: not for ever
 
 
 def test_no_work_is_not_equal() -> None:

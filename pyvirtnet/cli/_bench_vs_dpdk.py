@@ -6,6 +6,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ SIZE = 64
 SEED = 4  # bursts of frames set going round by the device: half of a ring
 TURNS = 6  # of either side within one measurement: hosts change their pace from second to second
 WARM = 0.05  # seconds before a turn is measured
-SETTLE = 2.0  # seconds that the device may take for one more frame
+SETTLE = 2.0  # seconds that either side may take for one more frame
 ATTEMPTS = 3
 MODES = {  # mode: (what the device does, what DPDK's driver does)
     "rx": ("txonly", "rxonly"),
@@ -72,7 +73,9 @@ class Driver(Protocol):
     def begin(self, mode: str) -> None: ...
     def spend(self, seconds: float) -> None: ...
     def until_answer(self, device: Testpmd) -> str: ...
-    def finish(self, mode: str) -> None: ...
+    def finish(self, mode: str, received: int = 0) -> None:
+        """Stop; where the device is silent, not before all that it sent, `received` since ever."""
+
     def counts(self) -> tuple[int, int, int, int]:
         """Frames received and sent, bytes received and sent, since ever."""
 
@@ -111,8 +114,7 @@ class Ours:
         traffic.keep_going(self._step, answered)
         return text[0]
 
-    def finish(self, mode: str) -> None:
-        """The device is silent: take what it has left in the ring, as the mode does."""
+    def finish(self, mode: str, received: int = 0) -> None:
         if mode in ROUND or mode == "rx":
             while self._step():
                 continue
@@ -140,7 +142,8 @@ class Dpdk:
     def until_answer(self, device: Testpmd) -> str:
         return device.wait_answer()
 
-    def finish(self, mode: str) -> None:
+    def finish(self, mode: str, received: int = 0) -> None:
+        await_count(lambda: self._process.stats().rx, received)
         self._process.command("stop")
 
     def counts(self) -> tuple[int, int, int, int]:
@@ -229,11 +232,11 @@ def _measure(device: Testpmd, driver: Driver, mode: str, seconds: float) -> tupl
     if mode.startswith("tx"):  # the sender first, so that the device sees all that was sent
         driver.finish(mode)
         went = since(driver, before)
-        await_frames(device, driver.port, went[1])
+        await_count(lambda: device.stats(driver.port).rx, went[1])
         device.command("stop")
     else:
         device.command("stop")
-        driver.finish(mode)
+        driver.finish(mode, before[0] + device.stats(driver.port).tx)
         went = since(driver, before)
     rate = window.tx_pps if mode == "rx" else window.rx_pps
     problem = unequal(mode, went, device.stats(driver.port))
@@ -244,11 +247,11 @@ def since(driver: Driver, before: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a - b for a, b in zip(driver.counts(), before, strict=True))
 
 
-def await_frames(device: Testpmd, port: int, frames: int) -> None:
-    """Until the device has taken `frames`, or takes no more."""
+def await_count(count: Callable[[], int], frames: int) -> None:
+    """Until a counter has come to `frames`, or moves no more."""
     seen, deadline = -1, 0.0
     while (now := time.monotonic()) < deadline or seen < 0:
-        taken = device.stats(port).rx
+        taken = count()
         if taken >= frames:
             return
         if taken != seen:
