@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from needs import needs_root
 from nic import PLAIN, frames
 
 from pyvirtnet.cli import _bench_papers as papers
-from pyvirtnet.cli._bench_papers_guest import Interrupts
+from pyvirtnet.cli._bench_papers_guest import Interrupts, _ask
 from pyvirtnet.cli._bench_papers_peer import ETHERTYPE, FOR_EVER, HEADERS, frame, order
 from pyvirtnet.testing import mask
 
@@ -115,3 +116,13 @@ def test_an_interrupt_that_was_counted_before_it_was_served(make_nic: Any) -> No
         assert interrupts.count() == turn
         interrupts.serve(full=False)
         assert nic.port.tx_pending == 0
+
+
+def test_an_order_has_left_before_anything_else_is_done(make_nic: Any) -> None:
+    """The last one went down with the port, and the peer sent for ever."""
+    nic = make_nic(offered=PLAIN)
+    device = threading.Timer(0.1, nic.transmitted)
+    device.start()
+    _ask(nic.port, order(0))
+    assert nic.port.tx_pending == 0
+    device.join()

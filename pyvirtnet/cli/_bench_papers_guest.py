@@ -86,8 +86,14 @@ def _holds(port: pyvirtnet.Port, size: int) -> int:
 
 
 def _ask(port: pyvirtnet.Port, frame: bytes) -> None:
+    """Until the device has sent it: a port that is closed meanwhile takes it along."""
+    end = time.monotonic() + PATIENCE
     if port.send_burst([frame]) != 1:
         raise Error(f"{port.name} sends nothing", "its transmit ring is full")
+    while port.tx_pending:
+        port.reclaim()
+        if time.monotonic() > end:
+            raise Error(f"{port.name} sends nothing", f"the device took no frame in {PATIENCE} s")
 
 
 def _take(port: pyvirtnet.Port, seconds: float, pause: float = 0.0) -> None:

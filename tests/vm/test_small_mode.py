@@ -25,6 +25,8 @@ def test_frames_of_up_to_a_page_arrive_and_longer_ones_do_not() -> None:
             while len(got) < len(frames) and time.monotonic() < end:
                 left = left[tx.send_burst(left) :]
                 got += [bytes(frame) for frame in rx.recv_burst(64)]
+            state = f"{len(got)} came, {len(left)} not sent, {tx.tx_pending} pending: {rx.info()}"
+            assert len(got) == len(frames), state
             assert sorted(got) == sorted(frames)  # the hub lets some overtake others
             stats = rx.stats
             assert stats.rx_frames == stats.rx_buffers == len(frames)
