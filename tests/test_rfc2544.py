@@ -1,6 +1,5 @@
 """pyvirtnet rfc2544: its searches find what a device can carry; the tool and its report."""
 
-import importlib.util
 import json
 import signal
 from collections.abc import Callable
@@ -102,8 +101,7 @@ def test_all_tests_on_a_cable(capsys: pytest.CaptureFixture[str], tmp_path: Path
     text = (tmp_path / "report.md").read_text()
     assert text.startswith(page(found))
     plots = {path.name for path in tmp_path.glob("*.png")}
-    drawn = {"throughput.png", "latency.png", "loss.png"}
-    assert plots == (drawn if importlib.util.find_spec("matplotlib") else set())
+    assert plots == {"throughput.png", "latency.png", "loss.png"}
     assert all(f"({name})" in text for name in plots)
     assert err.count("wrote ") == 1 + len(plots)
 
