@@ -1,5 +1,6 @@
 """The command `pyvirtnet`: finding subcommands, exit statuses, completion, wrong usage."""
 
+import json
 import os
 import pkgutil
 import signal
@@ -265,3 +266,11 @@ def test_a_door_says_its_own_name() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 2
     assert done.stderr.startswith("tools/pktgen tx: ")
+
+
+def test_a_script_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert completion.main(["bash", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "shell": "bash",
+        "script": completion._bash(completion.words()),
+    }

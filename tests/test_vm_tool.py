@@ -52,6 +52,23 @@ def test_streams_arguments_status_and_folders(tmp_path: Path) -> None:
 
 
 @needs_guest
+def test_a_command_as_json() -> None:
+    result = run("--ports", "0", "--json", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert result.returncode == 3
+    found = json.loads(result.stdout)
+    assert found == {"status": 3, "stdout": "out\n", "stderr": "err\n", "failure": None}
+
+
+@needs_guest
+def test_an_image_as_json() -> None:
+    command = [*VM, "build", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found["image"] == "debian12"
+    assert Path(found["folder"]).is_dir()
+
+
+@needs_guest
 def test_a_hang_ends_with_a_time_out_and_the_console() -> None:
     script = "echo begun; echo lost at sea >/dev/console; sleep 1000"
     result = run("--ports", "0", "--timeout", "2", "--", "sh", "-c", script)

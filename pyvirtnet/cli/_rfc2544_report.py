@@ -103,7 +103,8 @@ def _plots(folder: Path, results: Result) -> list[Path]:
             for title, xs, ys in curves:
                 axes.plot(xs, ys, marker="o", label=title)
             axes.set(ylabel=label, xlabel="frames a second" if name == "loss" else "frame size")
-            axes.set_ylim(bottom=0)
+            most = max(y for _, _, ys in curves for y in ys)
+            axes.set_ylim(0, 1.05 * most or 1)  # a level line is seen
             axes.grid(True, alpha=0.3)
             axes.legend()
             figure.tight_layout()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,16 +25,18 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("shell", choices=list(_SHELLS))
+    made.add_argument("--json", action="store_true", help="shell and script, as JSON")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return run("completion", lambda: _print(args.shell))
+    return run("completion", lambda: _print(args.shell, args.json))
 
 
-def _print(shell: str) -> int:
-    print(_SHELLS[shell](words()))
+def _print(shell: str, as_json: bool) -> int:
+    script = _SHELLS[shell](words())
+    print(json.dumps({"shell": shell, "script": script}) if as_json else script)
     return OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -45,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _do(options: argparse.Namespace) -> int:
     try:
         if options.action == "build":
-            say(f"the image is in {image(options.image).disk.parent}")
+            folder = image(options.image).disk.parent
+            say(f"the image is in {folder}")
+            if options.json:
+                print(json.dumps({"image": options.image, "folder": str(folder)}))
             return OK
         return _run(options)
     except Error as error:
@@ -73,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     for action in (build, start):
         about = "which guest: a folder of vm-images/"
         action.add_argument("--image", default=DEFAULT, metavar="NAME", help=about)
+    build.add_argument("--json", action="store_true", help="where it is, as JSON")
     add = start.add_argument
+    about = "CMD's status and output as JSON, at its end, instead of its streams"
+    add("--json", action="store_true", help=about)
     add("--ports", type=int, default=2, metavar="N", help="NICs, at 0000:00:04.0 and up")
     add("--link", choices=["hub", "tap", "dgram"], default="hub", help="what they are cabled to")
     add("--iommu", choices=["intel", "virtio", "none"], default="intel", help="the virtual IOMMU")
@@ -107,6 +114,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     system = image(options.image)
     package = payload(system)
+    kept = bytearray(), bytearray()
     with ExitStack() as stack:
         prefix: list[str] = []
         if machine.link == "tap":
@@ -119,8 +127,8 @@ def _run(options: argparse.Namespace) -> int:
                 package,
                 machine,
                 options.command,
-                stdout=_to(sys.stdout.fileno()),
-                stderr=_to(sys.stderr.fileno()),
+                stdout=kept[0].extend if options.json else _to(sys.stdout.fileno()),
+                stderr=kept[1].extend if options.json else _to(sys.stderr.fileno()),
                 timeout=options.timeout,
                 share=share and share.resolve(),
                 prefix=prefix,
@@ -131,6 +139,10 @@ def _run(options: argparse.Namespace) -> int:
             guest.pump()
         if guest.failure:
             say(guest.failure)
+        if options.json:
+            out, err = (part.decode(errors="replace") for part in kept)
+            result = {"status": guest.status, "stdout": out, "stderr": err}
+            print(json.dumps(result | {"failure": guest.failure or None}))
         return guest.status
 
 
