@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import pyvirtnet
+from pyvirtnet.cli._vm_image import exclusive
+from pyvirtnet.cli._vm_package import _build_folder, _wheel
 
 ROOT = Path(__file__).parent.parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
@@ -32,11 +34,9 @@ def run(*command, **options):
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """A wheel of the sources, built with the tools at hand, and in less time than a fast one."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps")
-    quickly = "--config-settings=setup-args=-Doptimization=0"
-    run(*pip, "--no-index", quickly, "-q", "-w", folder, ROOT)
+    """A wheel of the sources, of which nothing is compiled that a build here has already."""
+    with exclusive("package"):
+        folder = _wheel(tmp_path_factory.mktemp("wheel"), _build_folder())
     (path,) = folder.glob("pyvirtnet-*.whl")
     return path
 
