@@ -174,8 +174,8 @@ sanitized() {
     exec 9<"$project"
     flock -n 9 || { stage "another tool is setting up; waiting for it"; flock 9; }
     home=$project/.venv/sanitizers
-    [ -e "$home/build/build.ninja" ] || instrumented
-    output=$(PATH="$project/.venv/bin:$PATH" meson install -C "$home/build" --quiet \
+    [ -e "$home/ready" ] || instrumented
+    output=$(PATH="$project/.venv/bin:$PATH" meson install -C "$home-build" --quiet \
         --only-changed 2>&1) ||
         { echo "$output" >&2; fail "the package does not compile (see above)" "correct the source"; }
     own
@@ -199,11 +199,14 @@ instrumented() {
     site=$("$home/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     "$project/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
         >"$site/outer.pth"
-    PATH="$project/.venv/bin:$PATH" meson setup "$home/build" "$project" >/dev/null \
+    rm -rf "$home-build"
+    cp -a "$project/.venv/build" "$home-build"  # Cython's C in it is right: only gcc works again
+    PATH="$project/.venv/bin:$PATH" meson setup --reconfigure "$home-build" "$project" >/dev/null \
         -Dbuildtype=debugoptimized -Doptimization=1 -Db_sanitize=address,undefined \
-        -Dc_args="-fno-sanitize-recover=undefined -fno-omit-frame-pointer" \
+        -Dc_args="-g1 -fno-sanitize-recover=undefined -fno-omit-frame-pointer" \
         -Dprefix="$home" -Dpython.purelibdir="$site" -Dpython.platlibdir="$site" ||
         fail "meson cannot set the build up (see above)" "correct the source"
+    touch "$home/ready"
 }
 
 # Another user's: used as it is. The editable package then looks, and writes no log, on import.
