@@ -52,14 +52,6 @@ def test_streams_arguments_status_and_folders(tmp_path: Path) -> None:
 
 
 @needs_guest
-def test_a_command_as_json() -> None:
-    result = run("--ports", "0", "--json", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
-    assert result.returncode == 3
-    found = json.loads(result.stdout)
-    assert found == {"status": 3, "stdout": "out\n", "stderr": "err\n", "failure": None}
-
-
-@needs_guest
 def test_an_image_as_json() -> None:
     command = [*VM, "build", "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -69,19 +61,22 @@ def test_an_image_as_json() -> None:
 
 
 @needs_guest
-def test_a_hang_ends_with_a_time_out_and_the_console() -> None:
-    script = "echo begun; echo lost at sea >/dev/console; sleep 1000"
-    result = run("--ports", "0", "--timeout", "2", "--", "sh", "-c", script)
+def test_a_hang_ends_with_a_time_out_and_the_console_also_as_json() -> None:
+    script = "echo begun; echo err >&2; echo lost at sea >/dev/console; sleep 1000"
+    result = run("--ports", "0", "--timeout", "2", "--json", "--", "sh", "-c", script)
     assert result.returncode == 124
-    assert result.stdout == "begun\n"
-    assert "time-out: the command did not end within 2 s" in result.stderr
-    assert result.stderr.rstrip().endswith("lost at sea")
+    found = json.loads(result.stdout)
+    failure = found.pop("failure")
+    assert found == {"status": 124, "stdout": "begun\n", "stderr": "err\n"}
+    assert "time-out: the command did not end within 2 s" in failure
+    assert failure.endswith("lost at sea")
+    assert failure in result.stderr
 
 
 @needs_guest
 def test_a_guest_that_dies_before_the_command_is_booted_once_more() -> None:
     with subprocess.Popen(
-        [*VM, "run", "--ports", "0", "--", "echo", "up"],
+        [*VM, "run", "--ports", "0", "--json", "--", "sh", "-c", "echo up; exit 3"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,7 +88,8 @@ def test_a_guest_that_dies_before_the_command_is_booted_once_more() -> None:
             assert tool.poll() is None
         os.kill(qemu, signal.SIGKILL)
         out, error = tool.communicate(timeout=280)
-    assert (tool.returncode, out) == (0, "up\n"), error
+    assert tool.returncode == 3, error
+    assert json.loads(out) == {"status": 3, "stdout": "up\n", "stderr": "", "failure": None}
     assert "QEMU was ended by SIGKILL" in error
     assert "booting it once more" in error
 

@@ -12,7 +12,9 @@ import pyvirtnet
 from pyvirtnet import Feature, Gso, HeaderFlag, Port
 from pyvirtnet.cli import bind
 
-MACHINE = {"ports": 1, "link": "tap", "queues": 4}
+from . import test_queues
+
+MACHINE = test_queues.MACHINE
 
 NIC, SECONDS = "0000:00:04.0", 60
 OURS, HOST, ECHO = bytes((10, 99, 0, 2)), bytes((10, 99, 0, 1)), 7
