@@ -275,4 +275,4 @@ class Traffic(RuleBasedStateMachine):
             assert getattr(stats, name) == value, name
 
 
-TestTraffic = run_as_test(Traffic, examples=40, steps=50)
+TestTraffic = run_as_test(Traffic, wanted=40, steps=50)

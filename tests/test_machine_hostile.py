@@ -124,4 +124,4 @@ class Siege(RuleBasedStateMachine):
             conserved(self.nic)
 
 
-TestSiege = run_as_test(Siege, examples=80, steps=30)
+TestSiege = run_as_test(Siege, wanted=80, steps=30)
