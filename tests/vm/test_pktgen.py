@@ -97,18 +97,18 @@ def test_ctrl_c_ends_it_with_its_figures() -> None:
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline().split()[0] == "size"
-        assert process.stderr.readline().split()[0] == "60"  # now 128 bytes are under way
+        assert process.stderr.readline().split()[0] == "60"  # now 128 bytes are to follow
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     figures = json.loads(out)
     assert process.returncode == 130
     assert figures["interrupted"]
-    assert [row["size"] for row in figures["rows"]] == [60, 128]
+    assert [row["size"] for row in figures["rows"]] in ([60], [60, 128])
     assert figures["rows"][0]["sent"] > 0
-    for row in figures["rows"]:  # the second may have ended before its first frame
+    for row in figures["rows"]:  # the second may have ended before its first frame, or begin
         assert row["sent"] == row["received"]
         assert row["lost"] == row["corrupt"] == 0
-    assert figures["rows"][1]["seconds"] < 2.5
+    assert all(row["seconds"] < 2.5 for row in figures["rows"][1:])
 
 
 def test_the_kernel_receives_what_tx_sends(eth: str) -> None:
