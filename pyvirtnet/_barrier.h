@@ -97,6 +97,11 @@ static inline void vn_lock(uint8_t *lock)
             ;
 }
 
+static inline int vn_locked(const uint8_t *lock)
+{
+    return __atomic_load_n(lock, __ATOMIC_RELAXED);
+}
+
 static inline void vn_unlock(uint8_t *lock)
 {
     __atomic_store_n(lock, 0, __ATOMIC_RELEASE);

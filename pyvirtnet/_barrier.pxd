@@ -19,6 +19,7 @@ cdef extern from "_barrier.h" nogil:
     bint enter "vn_enter"(uint8_t *busy) noexcept
     void leave "vn_leave"(uint8_t *busy) noexcept
     void lock "vn_lock"(uint8_t *lock) noexcept
+    bint locked "vn_locked"(const uint8_t *lock) noexcept
     void unlock "vn_unlock"(uint8_t *lock) noexcept
     void prefetch "vn_prefetch"(const void *address) noexcept
     void mmio_store16 "vn_mmio_store16"(uint64_t address, uint16_t value) noexcept

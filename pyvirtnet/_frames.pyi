@@ -4,3 +4,5 @@ from ._pages import PagePool
 
 class Sender:
     pool: PagePool | None
+    release_from: int
+    _halt: int

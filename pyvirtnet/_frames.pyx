@@ -4,8 +4,9 @@ cimport cython
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t
+from posix.unistd cimport usleep
 
-from ._barrier cimport hold
+from ._barrier cimport hold, peek32, poke32
 from ._burst cimport Burst, Frame
 from ._copy cimport as_bytes, copy_in, pages_for
 from ._layout cimport NetHdr
@@ -23,12 +24,15 @@ from ._offload cimport (
     header_to_send,
 )
 from ._pages cimport Store, drop_store, is_ours
+from ._reclaim cimport TxRing, tx_free
 from ._transmit cimport PUT_TAKEN, tx_put, tx_put_linear
 
 from .errors import PortClosed
 
 cdef enum:
     MIN_FRAME = 14              # an Ethernet header
+    HALT_MICROSECONDS = 1000
+    MOST_HALTS = 60000
 
 _REFUSED = {
     REFUSED_FLAGS: "its offload flags are more than NEEDS_CSUM and DATA_VALID",
@@ -46,6 +50,20 @@ _REFUSED = {
 }
 
 
+cdef inline uint32_t _put_all(TxRing *tx, Burst rows, int *done) noexcept nogil:
+    """Expose the frames of a burst until one is not taken, as `done` then says: how many."""
+    cdef Store *store = rows.store
+    cdef uint32_t i = 0, count = rows.count
+    if store.begin == NULL and store.headers == NULL:
+        i = tx_put_linear(tx, store, rows.start, rows.step, rows.index, count)
+    while i < count:
+        done[0] = tx_put(tx, store, rows.frame(i))
+        if done[0] != PUT_TAKEN:
+            break
+        i += 1
+    return i
+
+
 @cython.auto_pickle(False)
 cdef class Sender:
     """The transmit queue of a pair, and how frames of any kind get into it."""
@@ -56,6 +74,8 @@ cdef class Sender:
         if isinstance(frames, (bytes, bytearray, memoryview, str, Frame)):
             raise TypeError("send_burst takes a list of frames: put the one frame into [ ]")
         for item in frames:
+            if self.closed is not None:  # since the call began; after a fork, even its pool is
+                raise self._gone()
             if not (self._put_frame(item, i) if isinstance(item, Frame)
                     else self._put_copy(item, i)):
                 break
@@ -66,24 +86,28 @@ cdef class Sender:
         """Expose a prefix of `burst`, unpublished: how many. Raises for what cannot be sent."""
         cdef Burst rows = burst
         cdef Store *store = rows.store
-        cdef Py_ssize_t i = 0, first
-        cdef uint32_t frame
-        cdef int done
+        cdef uint32_t i
+        cdef int done = PUT_TAKEN
         if rows.count == 0:
             return 0
         if not is_ours(store):
             raise self._foreign()
         hold(&store.refs, rows.count)
-        if store.begin == NULL and store.headers == NULL:
-            i = tx_put_linear(&self.tx, store, rows.start, rows.step, rows.index, rows.count)
-        first = i
-        for i in range(first, rows.count):
-            frame = rows.frame(i)
-            done = tx_put(&self.tx, store, frame)
-            if done != PUT_TAKEN:
-                drop_store(store, rows.count - i)
-                return self._not_put(done, store, frame, i)
-        return rows.count
+        if rows.count >= self.release_from and tx_free(&self.tx) >= self.release_from:
+            i = self._put_without_gil(rows, &done)
+        else:
+            i = _put_all(&self.tx, rows, &done)
+        if done != PUT_TAKEN:
+            drop_store(store, rows.count - i)
+            return self._not_put(done, store, rows.frame(i), i)
+        return i
+
+    cdef uint32_t _put_without_gil(self, Burst rows, int *done) noexcept:
+        cdef uint32_t i
+        with nogil:
+            self._without_gil()
+            i = _put_all(&self.tx, rows, done)
+        return i
 
     cdef bint _put_frame(self, Frame frame, Py_ssize_t i) except -1:
         cdef Store *store = frame.burst.store
@@ -132,7 +156,8 @@ cdef class Sender:
         cdef NetHdr header
         cdef uint32_t pieces = 1
         if store.headers != NULL and done >= 0:  # one with work in it is a piece of its own
-            pieces += header_to_send(store, frame, self.tx.format.features, &header) > 0
+            pieces += header_to_send(store, frame, store.lengths[frame], self.tx.format.features,
+                                     &header) > 0
         if store.begin != NULL:
             pieces += store.begin[frame + 1] - store.begin[frame]
         if done == REFUSED_SIZE:
@@ -144,6 +169,28 @@ cdef class Sender:
                              f"{self.name} has {self.tx.size} entries")
         self.tx.stats.full += 1
         return i
+
+    cdef void _without_gil(self) noexcept nogil:
+        """Here tests halt a call, to do what other threads may do meanwhile."""
+        cdef uint32_t left = MOST_HALTS
+        if peek32(&self.halt) == 1:
+            poke32(&self.halt, 2)
+            while peek32(&self.halt) == 2 and left:
+                usleep(HALT_MICROSECONDS)
+                left -= 1
+
+    @property
+    def _halt(self) -> int:
+        """For tests. 1: the next call that releases the GIL halts; 2: it does; 0: it goes on."""
+        return peek32(&self.halt)
+
+    @_halt.setter
+    def _halt(self, uint32_t halt):
+        poke32(&self.halt, halt)
+
+    def _gone(self):
+        why = self.closed  # raised as a copy: each has a traceback of its own
+        return type(why)(why.what, why.why, why.mend)
 
     cdef object _foreign(self):
         return PortClosed(f"{self.name} cannot send this burst",

@@ -50,6 +50,6 @@ cdef inline bint has(uint64_t features, uint8_t bit) noexcept nogil:
     return features >> bit & 1
 
 
-cdef int header_to_send(const Store *store, uint32_t frame, uint64_t features,
+cdef int header_to_send(const Store *store, uint32_t frame, uint32_t length, uint64_t features,
                         NetHdr *header) noexcept nogil
 cdef bint header_received(NetHdr *header, uint64_t features, uint32_t length) noexcept nogil

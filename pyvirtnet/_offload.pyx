@@ -13,9 +13,9 @@ cdef enum:
     CWR = 0x80                  # of TCP's flags: a packet with ECN, as virtio means it (5.1.6.2)
 
 
-cdef int header_to_send(const Store *store, uint32_t frame, uint64_t features,
+cdef int header_to_send(const Store *store, uint32_t frame, uint32_t length, uint64_t features,
                         NetHdr *header) noexcept nogil:
-    """The header of a frame whose store has them; 0 if all of it is zero, or a REFUSED_ code.
+    """The header of a frame of `length` bytes; 0 if all of it is zero, or a REFUSED_ code.
 
     hdr_len and ECN are not the caller's word but the frame's.
     """
@@ -26,7 +26,7 @@ cdef int header_to_send(const Store *store, uint32_t frame, uint64_t features,
         return REFUSED_BARE if wanted.gso_type else 0
     if not has(features, BIT_CSUM):
         return REFUSED_CSUM
-    if <uint32_t>wanted.csum_start + wanted.csum_offset + 2 > store.lengths[frame]:
+    if <uint32_t>wanted.csum_start + wanted.csum_offset + 2 > length:
         return REFUSED_FIELD
     memset(header, 0, sizeof(NetHdr))
     header.flags = NEEDS_CSUM
@@ -34,10 +34,10 @@ cdef int header_to_send(const Store *store, uint32_t frame, uint64_t features,
     if wanted.gso_type == GSO_NONE:
         return 1
     header.gso_type, header.gso_size = wanted.gso_type & ~GSO_ECN, wanted.gso_size
-    return _segmented(store, frame, features, header)
+    return _segmented(store, frame, length, features, header)
 
 
-cdef int _segmented(const Store *store, uint32_t frame, uint64_t features,
+cdef int _segmented(const Store *store, uint32_t frame, uint32_t length, uint64_t features,
                     NetHdr *header) noexcept nogil:
     """Complete the header of a frame to be segmented; 1, or a REFUSED_ code."""
     cdef bint udp = header.gso_type == GSO_UDP_L4
@@ -64,7 +64,7 @@ cdef int _segmented(const Store *store, uint32_t frame, uint64_t features,
                 return REFUSED_ECN
             header.gso_type |= GSO_ECN
     size += header.csum_start
-    if size > 0xFFFF or size > store.lengths[frame]:
+    if size > 0xFFFF or size > length:
         return REFUSED_HEADERS
     header.hdr_len = size
     return 1

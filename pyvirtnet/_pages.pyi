@@ -2,8 +2,6 @@
 
 from .dma import Region
 
-def disown_stores() -> None: ...
-
 class PagePool:
     region: Region
     def __init__(
@@ -12,6 +10,7 @@ class PagePool:
     @staticmethod
     def bytes_needed(pages: int, slots: int) -> int: ...
     def clear_headers(self) -> None: ...
+    def _locked(self, held: bool) -> None: ...
     @property
     def pages(self) -> int: ...
     @property

@@ -6,11 +6,15 @@ from cpython.ref cimport Py_XDECREF
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from ._barrier cimport drop, lock, unlock
+from ._barrier cimport drop, lock, locked, unlock
 
 cdef extern from *:
     int ctz "__builtin_ctzll"(unsigned long long) noexcept nogil
     int clz "__builtin_clz"(unsigned int) noexcept nogil
+
+cdef extern from "pthread.h":
+    int pthread_atfork(void (*before)() noexcept, void (*parent)() noexcept,
+                       void (*child)() noexcept)
 
 # Memory that nobody holds is out of bounds: a view that outlived its burst is found so.
 cdef extern from "_poison.h" nogil:
@@ -134,10 +138,17 @@ cdef void give_slots(Pool *pool, uint32_t first, uint32_t count) noexcept nogil:
 cdef uint32_t _generation = 0
 
 
-def disown_stores():
-    """In a forked child: what stores hold is the parent's DMA memory, a mere copy of it here."""
+cdef void _disown_stores() noexcept nogil:
+    """In a forked child: what stores hold is the parent's DMA memory, a mere copy of it here.
+
+    And pools may be as another thread left them, which was in the middle of something.
+    """
     global _generation
     _generation += 1
+
+
+if pthread_atfork(NULL, NULL, _disown_stores):
+    raise MemoryError
 
 
 cdef bint is_ours(const Store *store) noexcept nogil:
@@ -231,7 +242,8 @@ cdef void drop_store(Store *store, uint32_t by) noexcept:
     if store.headers != NULL:
         free(store.headers)
         store.headers = NULL
-    if pool == NULL:
+    if pool == NULL or not is_ours(store):
+        free(store.begin)
         free(store)
     else:
         _give_back(store, pool)
@@ -301,6 +313,10 @@ cdef class PagePool:
         cdef Store *store
         cdef void *block
         unpoison(self.pool.slots, PagePool.bytes_needed(self.pool.npages, self.pool.nslots))
+        free(self.pool.free)
+        free(self.pool.slot_map)
+        if locked(&self.pool.lock):  # a fork caught another thread among the lists
+            return
         for i in range(STORE_CLASSES):
             while self.pool.stores[i] != NULL:
                 store = self.pool.stores[i]
@@ -310,8 +326,13 @@ cdef class PagePool:
             block = self.pool.frag_blocks
             self.pool.frag_blocks = (<void **>block)[0]
             free(block)
-        free(self.pool.free)
-        free(self.pool.slot_map)
+
+    def _locked(self, bint held):
+        """For tests: as if another thread were in the middle of the pool."""
+        if held:
+            lock(&self.pool.lock)
+        else:
+            unlock(&self.pool.lock)
 
     @property
     def pages(self) -> int:

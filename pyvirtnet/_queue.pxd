@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 from ._burst cimport RxBurst
+from ._pages cimport Store
 from ._waiting cimport Waiter
 
 
@@ -25,6 +26,7 @@ cdef class QueuePair(Waiter):
     cdef int _look_after(self, double seconds) except -1
     cdef Py_ssize_t _send(self, frames) except -1
     cdef RxBurst _receive(self, Py_ssize_t n, int pending)
+    cdef int _receive_without_gil(self, Store *store, uint32_t slots, int pending) noexcept
     cdef bint _let_go(self)
     cdef RxBurst _stay_out(self, call)
     cdef int _leave(self, uint8_t *busy) except -1

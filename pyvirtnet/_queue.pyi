@@ -14,6 +14,7 @@ LOOK_SECONDS: float
 BUSY_LOOK_SECONDS: float
 SLICE_SECONDS: float
 POLL_SECONDS: float
+RELEASE_FROM: int
 
 class QueuePair(Waiter):
     pool: PagePool | None
@@ -25,6 +26,8 @@ class QueuePair(Waiter):
         look: Callable[[], object],
         index: int = 0,
         restart: Callable[[QueuePair, int | None], object] | None = None,
+        *,
+        shared: bool = False,
     ) -> None: ...
     def reset(self, *, size: int | None = None) -> None: ...
     def _set_up(

@@ -2,6 +2,7 @@
 
 cimport cython
 
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -47,6 +48,7 @@ LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
 BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
 SLICE_SECONDS = 0.1  # of sleep, between looks at the device and at signals
 POLL_SECONDS = 0.001  # of sleep, where there are no interrupts
+RELEASE_FROM = 1024  # frames: some 10 us of work, as long as it takes to get the GIL again
 
 cdef enum:
     CALLS_PER_CLOCK = 64        # calls between looks at the clock
@@ -67,16 +69,19 @@ cdef class QueuePair(Waiter):
 
     One thread at a time may receive and one may send; a second one gets `QueueBusy`. Now and then,
     sooner while nothing moves, `look` is called; it may stop the pair, or start it anew.
+
+    With several pairs, calls for `release_from` frames and more work on them without the GIL.
     """
 
     def __cinit__(self):
         self.closed = PortClosed("a queue pair is closed", "it was never started")
         self.irq_fd, self.wake_fds = -1, ()
 
-    def __init__(self, name, look, index=0, restart=None):
+    def __init__(self, name, look, index=0, restart=None, *, bint shared=False):
         self.name, self.look = f"{name} queue pair {index}" if index else name, look
         self.index, self.restart = index, restart
         self.nothing = empty_rx_burst()
+        self.release_from = RELEASE_FROM if shared else PY_SSIZE_T_MAX
 
     def reset(self, *, size=None):
         """Start both rings of this pair anew, empty, while the other pairs go on (2.6.1).
@@ -221,6 +226,7 @@ cdef class QueuePair(Waiter):
     def _abandon(self, why):
         """In a forked child: no more calls. The device goes on for the parent."""
         self.closed, self.away = why, False
+        self.rx.pool = NULL  # as another thread may have left it; nothing goes back there
         if self.waker is not None:
             self.waker.close()
 
@@ -264,11 +270,13 @@ cdef class QueuePair(Waiter):
         if pending < 0:
             raise self._broken("receive", pending, self.rx.lie)
         burst = self.nothing if pending == 0 else self._receive(n, pending)
+        if self.closed is not None:  # since then, while we were without the GIL
+            return burst
         rx_refill(&self.rx, burst.count == 0)
         if self.rx.nhungry and enter(&self.tx_busy):  # out of pages: sent frames may hold some
             try:
                 self._call_rx()  # says where the driver is now, not after what follows (2.9)
-                if tx_reclaim(&self.tx) > 0:
+                if tx_reclaim(&self.tx) > 0 and self.closed is None:
                     rx_refill(&self.rx, burst.count == 0)
             finally:
                 leave(&self.tx_busy)
@@ -290,7 +298,10 @@ cdef class QueuePair(Waiter):
             give_slots(&self.pool.pool, first, slots)
             raise MemoryError
         hold_slots(store, first, slots)
-        got = rx_receive(&self.rx, store, slots, pending)
+        if slots < self.release_from:
+            got = rx_receive(&self.rx, store, slots, pending)
+        else:
+            got = self._receive_without_gil(store, slots, pending)
         if got <= 0:
             drop_store(store, 1)
             if got < 0:
@@ -302,6 +313,13 @@ cdef class QueuePair(Waiter):
         store.owner = <PyObject *>self.pool
         Py_INCREF(self.pool)
         return new_rx_burst(store)
+
+    cdef int _receive_without_gil(self, Store *store, uint32_t slots, int pending) noexcept:
+        cdef int got
+        with nogil:
+            self._without_gil()
+            got = rx_receive(&self.rx, store, slots, pending)
+        return got
 
     # ---- waiting ---------------------------------------------------------------------------
 
@@ -415,7 +433,10 @@ cdef class QueuePair(Waiter):
         """An experiment's switch: the device interrupts once it has sent something, or never."""
         if self.closed is not None:
             raise self._gone()
+        if not enter(&self.tx_busy):
+            raise self._busy("interrupts")
         tx_set_interrupts(&self.tx, wanted)
+        leave(&self.tx_busy)
 
     @property
     def tx_pending(self) -> int:

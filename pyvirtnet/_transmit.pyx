@@ -3,6 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from ._barrier cimport peek32
 from ._layout cimport DESC_INDIRECT, DESC_NEXT, Desc, Header
 from ._offload cimport MOST_SEGMENTED, REFUSED_SIZE, header_to_send
 from ._packed cimport packed_expose, packed_rewind
@@ -57,24 +58,25 @@ cdef int tx_put(TxRing *tx, Store *store, uint32_t frame) noexcept nogil:
     cdef Header header
     cdef Pieces pieces
     cdef uint32_t most = min(<uint32_t>TABLE_ENTRIES, tx.size), limit = tx.max_frame
+    cdef uint32_t length = peek32(&store.lengths[frame])  # another thread may set it meanwhile
     cdef int own = 0
     cdef bint indirect
     if store.headers != NULL:
         memset(&header, 0, sizeof(Header))
-        own = header_to_send(store, frame, tx.format.features, &header.net)
+        own = header_to_send(store, frame, length, tx.format.features, &header.net)
         if own < 0:
             return own
         if own and header.net.gso_type:
             limit = MOST_SEGMENTED
-    if store.lengths[frame] > limit:
+    if length > limit:
         return REFUSED_SIZE
-    _cut(tx, store, frame, own, &pieces)
+    _cut(tx, store, frame, length, own, &pieces)
     indirect = tx.tables != NULL and INDIRECT_FROM <= pieces.count <= most
     if tx_free(tx) < (1 if indirect else pieces.count):
         return PUT_FULL
     if own:
         memcpy(tx.headers + <size_t>_next_id(tx) * HEADER_ROOM, &header, sizeof(Header))
-    _fly(tx, _next_id(tx), store, store.lengths[frame])
+    _fly(tx, _next_id(tx), store, length)
     if indirect:
         _put_indirect(tx, &pieces)
     elif tx.format.packed:
@@ -82,15 +84,16 @@ cdef int tx_put(TxRing *tx, Store *store, uint32_t frame) noexcept nogil:
     else:
         _put_split(tx, &pieces)
     tx.stats.frames += 1
-    tx.stats.bytes += store.lengths[frame]
+    tx.stats.bytes += length
     return PUT_TAKEN
 
 
-cdef inline void _cut(const TxRing *tx, const Store *store, uint32_t frame, bint own,
-                      Pieces *pieces) noexcept nogil:
-    """The pieces of a frame that will have the next free id; its header is its `own`, or zero."""
+cdef inline void _cut(const TxRing *tx, const Store *store, uint32_t frame, uint32_t length,
+                      bint own, Pieces *pieces) noexcept nogil:
+    """The pieces of a frame of `length` bytes for the next free id; its header is its `own`, or
+    zero."""
     cdef uint64_t head = store.header_iova + <uint64_t>frame * store.stride
-    cdef uint32_t linear = min(store.lengths[frame], store.head_room)
+    cdef uint32_t linear = min(length, store.head_room)
     pieces.store = store
     if own:
         pieces.leading = 2
@@ -188,7 +191,7 @@ cdef uint32_t _put_linear(TxRing *tx, Vq *live, Store *store, Py_ssize_t start, 
     cdef uint16_t head = tx.free_head, id_mask = tx.id_mask
     while n < count:
         frame = index[n] if index != NULL else <uint32_t>(start + n * step)
-        length = lengths[frame]
+        length = lengths[frame]  # once: another thread may set it meanwhile
         if length > most:
             break
         id = free_ids[head & id_mask]

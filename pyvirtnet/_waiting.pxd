@@ -9,7 +9,6 @@ from ._post cimport RxRing
 
 cdef class Waiter(Sender):
     cdef RxRing rx
-    cdef object closed              # None, or why there is no queue now: an Error
     cdef bint away                  # closed, yet calls find nothing instead of raising
     cdef int irq_fd                 # receive interrupt, -1 if there is none
     cdef object waker               # what a sleeper sleeps on; None until there was one

@@ -100,7 +100,3 @@ cdef class Waiter(Sender):
                 self.shy_left -= 1
             else:
                 self.spin = SPIN_SECONDS
-
-    def _gone(self):
-        why = self.closed  # raised as a copy: each has a traceback of its own
-        return type(why)(why.what, why.why, why.mend)

@@ -242,11 +242,14 @@ class BringUp:
         """A pair that was stopped serves again, so that what refers to it goes on."""
         look = _weakly(weakref.WeakMethod(self._look))
         restart = _weakly(weakref.WeakMethod(self._restart))
+        shared = self._pairs > 1
         for index in range(self._pairs):
             idle = [q for q in self._past if q.index == index and q.pool is None]
             if idle:
                 self._past.remove(idle[-1])
-            self._queues.append(idle[-1] if idle else QueuePair(self.name, look, index, restart))
+            self._queues.append(
+                idle[-1] if idle else QueuePair(self.name, look, index, restart, shared=shared)
+            )
         # The documented methods are shadowed by the queue's own, which take no Python frame.
         first = self._queues[0]
         vars(self).update(

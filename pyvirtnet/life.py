@@ -15,7 +15,6 @@ from threading import RLock
 from types import TracebackType
 from typing import Self
 
-from ._pages import disown_stores
 from ._queue import QueuePair
 from .bringup import BringUp
 from .errors import DeviceGone, Error, FeatureMissing, PortClosed, QueueBusy
@@ -265,7 +264,6 @@ def _close_all() -> None:
 
 
 def _after_fork() -> None:
-    disown_stores()
     for port in list(_open_ports):
         port._abandon()
     _open_ports.clear()

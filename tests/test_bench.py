@@ -48,8 +48,8 @@ def run(*words: str) -> dict[str, Any]:
 
 def test_queues_counts_what_a_thread_for_each_pair_moves() -> None:
     result = run("queues", "--time", "0.01")
-    cases = [(row["mode"], row["burst"], row["pairs"]) for row in result["rows"]]
-    assert len(cases) == len(set(cases)) == 18
+    cases = [(row["each"], row["mode"], row["burst"], row["pairs"]) for row in result["rows"]]
+    assert len(cases) == len(set(cases)) == 54
     assert all(row["mpps"] > 0 and row["times_one"] > 0 for row in result["rows"])
     assert all(row["times_one"] == 1 for row in result["rows"] if row["pairs"] == 1)
     table = "\n".join(bench._judge("queues").lines(result))

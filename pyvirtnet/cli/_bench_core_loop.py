@@ -29,12 +29,12 @@ CASES = tuple((mode, burst) for mode in MODES for burst in BURSTS)
 class _Transport(SimTransport):
     """Keeps, of each queue, a device's end that does nothing but answer."""
 
-    def __init__(self, packed: bool, pairs: int) -> None:
+    def __init__(self, packed: bool, pairs: int, ring_size: int) -> None:
         self.ends: dict[int, InstantQueue | InstantPackedQueue] = {}
         self._kind = InstantPackedQueue if packed else InstantQueue
         features = DEFAULT_FEATURES & ~mask("event_idx") | (mask("ring_packed") if packed else 0)
         features |= mask("mq", "ctrl_vq") if pairs > 1 else 0
-        sizes = (RING_SIZE,) * 2 * pairs
+        sizes = (ring_size,) * 2 * pairs
         super().__init__(NetDevice(features=features, queue_sizes=sizes, fill=False))
 
     def setup_queue(self, index: int, addresses: QueueAddresses) -> Doorbell:
@@ -52,8 +52,8 @@ class _Transport(SimTransport):
 class Bed:
     """One port, and both ends of its rings."""
 
-    def __init__(self, packed: bool = False, pairs: int = 1) -> None:
-        transport = _Transport(packed, pairs)
+    def __init__(self, packed: bool = False, pairs: int = 1, ring_size: int = RING_SIZE) -> None:
+        transport = _Transport(packed, pairs, ring_size)
         self.port = Port(transport, queue_pairs=pairs)
         self._ends = transport.ends
 
@@ -66,11 +66,14 @@ class Bed:
         def arrive() -> object:
             return deliver(burst, FRAME_SIZE)
 
+        def leave() -> object:
+            return finish(burst)
+
         if mode == "receive":
             return arrive, lambda: recv(burst), _nothing
         if mode == "transmit":
-            return _nothing, lambda: send(tx), finish
-        return arrive, lambda: send(recv(burst)), finish
+            return _nothing, lambda: send(tx), leave
+        return arrive, lambda: send(recv(burst)), leave
 
     def counted(self, mode: str) -> int:
         stats = self.port.stats

@@ -15,6 +15,9 @@ cdef extern from "sched.h" nogil:
 cdef extern from *:
     void full_fence "__sync_synchronize"() noexcept nogil
 
+cdef enum:
+    MANY = 1024                 # buffers, from which on both sides work without the GIL
+
 cdef uint64_t STOP = ~<uint64_t>0
 cdef uint64_t LONG_PAUSE = 256  # frames between two: a driver that polls a while falls asleep
 cdef unsigned int LONG_MICROSECONDS = 2000
@@ -48,6 +51,33 @@ cdef class InstantEnd:
                 if self._wanted():
                     interrupts += write(interrupt, &one, sizeof(one)) == sizeof(one)
         return interrupts
+
+    def deliver(self, uint32_t frames, uint32_t length):
+        """Use `frames` receive buffers for frames of `length` bytes each; how many there were."""
+        cdef uint32_t n
+        if frames < MANY:
+            return self._deliver(frames, length)
+        with nogil:
+            n = self._deliver(frames, length)
+        return n
+
+    def finish(self, uint32_t about=0):
+        """Use every buffer there is, as a transmit queue's device does; how many there were.
+
+        Without the GIL, as `deliver`, if there are `about` so many that it pays.
+        """
+        cdef uint32_t n
+        if about < MANY:
+            return self._finish()
+        with nogil:
+            n = self._finish()
+        return n
+
+    cdef uint32_t _deliver(self, uint32_t frames, uint32_t length) noexcept nogil:
+        return 0
+
+    cdef uint32_t _finish(self) noexcept nogil:
+        return 0
 
     cdef bint _give(self) noexcept nogil:
         """Use a receive buffer for a frame of 60 bytes, if there is one."""
@@ -120,8 +150,7 @@ cdef class InstantQueue(InstantEnd):
             return _crossed(available[2 + self.mask + 1], self.used)
         return not available[0] & 1
 
-    def deliver(self, uint32_t frames, uint32_t length):
-        """Use `frames` receive buffers for frames of `length` bytes each; how many there were."""
+    cdef uint32_t _deliver(self, uint32_t frames, uint32_t length) noexcept nogil:
         cdef uint32_t n = min(frames, self._room()), _
         cdef uint16_t id
         for _ in range(n):
@@ -131,8 +160,7 @@ cdef class InstantQueue(InstantEnd):
         self._publish()
         return n
 
-    def finish(self):
-        """Use every buffer there is, as a transmit queue's device does; how many there were."""
+    cdef uint32_t _finish(self) noexcept nogil:
         cdef uint32_t n = self._room(), _
         for _ in range(n):
             self._use(self._next(), 0)
@@ -204,8 +232,7 @@ cdef class InstantPackedQueue(InstantEnd):
                 place, wrap = 0, not wrap
         return n
 
-    def deliver(self, uint32_t frames, uint32_t length):
-        """Use `frames` receive buffers for frames of `length` bytes each; how many there were."""
+    cdef uint32_t _deliver(self, uint32_t frames, uint32_t length) noexcept nogil:
         cdef uint32_t n = 0
         while n < frames and self._available(self.place, self.wrap):
             # num_buffers, 5.1.6
@@ -214,8 +241,7 @@ cdef class InstantPackedQueue(InstantEnd):
             n += 1
         return n
 
-    def finish(self):
-        """Use every buffer there is, as a transmit queue's device does; how many there were."""
+    cdef uint32_t _finish(self) noexcept nogil:
         cdef uint32_t n = 0
         while self._available(self.place, self.wrap):
             self._use(0, 0)
