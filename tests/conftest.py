@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,7 @@ collect_ignore_glob = APART_FILES if SANITIZED else []
 STARTS = {"from_fff0": 0xFFF0} if SANITIZED else {"from_0": 0, "from_fff0": 0xFFF0}
 
 _failed = pytest.StashKey[bool]()
+_tests = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,7 +44,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was collected lives to the end: `gc.collect()` need not look at it each time."""
+    _freeze()
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    if next(_tests) % 64 == 0:
+        _freeze()
+
+
+def _freeze() -> None:
+    """What was collected and reported lives to the end: `gc.collect()`, which most tests call,
+    need not look at it each time."""
     gc.collect()
     gc.freeze()
 
