@@ -40,7 +40,10 @@ cdef class Waiter(Sender):
     cdef object _sleeper(self):
         if self.waker is None:
             self.waker = WakeUp()
-            self.waker.watch(self.wake_fds)
+            fds = None
+            while fds is not self.wake_fds:  # or the device has come back meanwhile
+                fds = self.wake_fds
+                self.waker.watch(fds)
         return self.waker
 
     cdef int _call_sleeper(self) except -1:

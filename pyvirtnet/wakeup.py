@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -28,6 +29,7 @@ class WakeUp:
             why, mend = error.strerror or str(error), "allow more open files: ulimit -n 4096"
             raise OutOfMemory("cannot wait for a device", why, mend) from error
         self._watched: set[int] = set()
+        self._watching = threading.Lock()  # who falls asleep, and who brings the device back
         self._add(self._own)
 
     def fileno(self) -> int:
@@ -35,16 +37,17 @@ class WakeUp:
 
     def watch(self, fds: Iterable[int]) -> None:
         """Wake up for these file descriptors from now on, and for no others; -1 is for none."""
-        for fd in self._watched:
-            with suppress(OSError):  # closed, and so taken out already
-                self._epoll.unregister(fd)
-        self._watched = {fd for fd in fds if fd >= 0}
-        for fd in self._watched:
-            try:
-                self._add(fd)
-            except OSError as error:  # closed meanwhile, by another thread: it wakes nobody
-                if error.errno != errno.EBADF:
-                    raise
+        with self._watching:
+            for fd in self._watched:
+                with suppress(OSError):  # closed, and so taken out already
+                    self._epoll.unregister(fd)
+            self._watched = {fd for fd in fds if fd >= 0}
+            for fd in self._watched:
+                try:
+                    self._add(fd)
+                except OSError as error:  # closed meanwhile, by another thread: it wakes nobody
+                    if error.errno != errno.EBADF:
+                        raise
 
     def _add(self, fd: int) -> None:
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)

@@ -441,3 +441,34 @@ def test_a_record_that_keeps_nothing_of_its_frame_tells_its_length():
         port.send_burst([frame(60)])
         block = records(port.recv_burst(1), 0, 0, ng=True)
     assert struct.unpack_from("=6I", block, 8) == (0, 0, 0, 0, 60, 32)
+
+
+def test_two_threads_that_say_at_once_what_wakes_a_sleeper():
+    """One fell asleep, the other brought the device back: FileExistsError for the sleeper."""
+    waker, errors = WakeUp(), []
+    fds = [os.eventfd(0) for _ in range(8)]
+
+    def watch():
+        try:
+            for _ in range(500):
+                waker.watch(fds)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=watch) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []
+    waker.drain()
+    os.eventfd_write(fds[-1], 1)
+    assert waker.sleep(0)
+    waker.close()
+    for fd in fds:
+        os.close(fd)
