@@ -58,6 +58,23 @@ class Connection:
         assert pyvirtnet.defer_checksums(burst, gso_size=MSS) == 1
         assert self.port.send_burst(burst) == 1
 
+    def echo(self, content: bytes) -> None:
+        """Sent, and received again."""
+        wanted = len(self.received) + len(content)
+        self.put(ACK | PUSH, content)
+        self.sequence += len(content)
+        self.until(lambda: len(self.received) >= wanted, lambda: None)
+
+    def echo_until_large(self, content: bytes, least: int) -> int:
+        """How many times, `least` or more: the host's TCP comes to send more at once, sooner or
+        later, as it can."""
+        rounds = 0
+        while rounds < least or (rounds < 50 and max(self.seen)[0] <= 10000):
+            rounds += 1
+            self.echo(content)
+        assert max(self.seen)[0] > 10000
+        return rounds
+
     def until(self, condition: Callable[[], object], step: Callable[[], object]) -> None:
         end = time.monotonic() + SECONDS
         while not condition():
@@ -105,16 +122,10 @@ def test_segments_to_and_from_the_hosts_tcp(features: tuple[str, ...]) -> None:
         assert port.info()["receive_mode"] == ("big" if features else "mergeable")
         connection = Connection(port, 40000 + len(features))
         content = random.Random(7).randbytes(40000)
-        rounds = 0
-        while rounds < 4 or (rounds < 50 and max(connection.seen)[0] <= 10000):
-            rounds += 1  # the host's TCP comes to send more at once: sooner or later, as it can
-            connection.put(ACK | PUSH, content)
-            connection.sequence += len(content)
-            connection.until(lambda n=rounds: len(connection.received) >= n * 40000, lambda: None)
+        rounds = connection.echo_until_large(content, 4)
         assert bytes(connection.received) == content * rounds
         connection.put(RESET | ACK)
         large = [one for one in connection.seen if one[0] > 1514]
-        assert max(length for length, *_ in large) > 10000
         for _, flags, kind, _, size, start, offset in large:
             assert flags & HeaderFlag.NEEDS_CSUM
             assert kind & ~Gso.ECN == Gso.TCPV4
@@ -122,3 +133,28 @@ def test_segments_to_and_from_the_hosts_tcp(features: tuple[str, ...]) -> None:
             assert (start, offset) == (34, 16)
         assert port.stats.rx_bad_headers == 0
         assert port.stats.tx_frames < 100 * rounds  # not a frame a packet
+
+
+def test_receive_offloads_are_switched_off_and_on_without_a_reset() -> None:
+    """Frames larger than a packet stop coming, and come again; the connection goes on."""
+    with pyvirtnet.open(NIC, offloads=True) as port:
+        assert Feature.CTRL_GUEST_OFFLOADS in port.features.negotiated
+        every = port.offloads
+        assert Feature.GUEST_TSO4 in every
+        connection = Connection(port, 41000)
+        content = random.Random(8).randbytes(40000)
+        rounds = connection.echo_until_large(content, 1)
+        port.offloads = []
+        assert port.offloads == frozenset()
+        connection.seen.clear()
+        for _ in range(8):
+            connection.echo(content)
+        assert max(connection.seen)[0] <= 14 + 40 + MSS
+        assert all(kind == Gso.NONE for _, _, kind, *_ in connection.seen)
+        assert not any(flags & HeaderFlag.NEEDS_CSUM for _, flags, *_ in connection.seen)
+        port.offloads = every
+        connection.seen.clear()
+        rounds += 8 + connection.echo_until_large(content, 1)
+        assert bytes(connection.received) == content * rounds
+        connection.put(RESET | ACK)
+        assert port.stats.rx_bad_headers == port.stats.rx_lost == 0
