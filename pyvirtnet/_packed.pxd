@@ -22,7 +22,7 @@ cdef struct PackedVq:
     PackedDesc *desc        # both sides write
     uint32_t *driver_event  # our wish for interrupts: driver writes, device reads
     uint32_t *device_event  # its wish for kicks: device writes: untrusted
-    uint64_t *inbox         # private: used entries by position, id in the low half, length above
+    uint64_t *inbox         # private: used entries, id in the low half, length above; a ring
     uint64_t avail_flags    # makes a word available: AVAIL in one lap, USED in the next
     uint64_t first_word     # of the first unpublished descriptor, with flags that make it available
     uint16_t size           # any, up to 32768
@@ -32,6 +32,8 @@ cdef struct PackedVq:
     uint16_t used_flags     # what marks it used: both in one lap, none in the next
     uint16_t unpublished    # descriptors filled and not shown
     uint16_t in_flight      # descriptors filled and not consumed
+    uint16_t inbox_next     # index of its first entry, counted from the beginning
+    uint16_t inbox_mask     # its size - 1; that is a power of two
     uint16_t seen           # entries in the inbox
     uint16_t next_id        # with IN_ORDER: what the next buffer to enter the inbox is
     uint8_t event_idx
@@ -97,8 +99,7 @@ cdef inline bint packed_is_used(const PackedVq *vq, uint64_t *word) noexcept nog
 
 cdef inline uint64_t packed_used(const PackedVq *vq, uint16_t ahead) noexcept nogil:
     """The entry `ahead` of the next one in the inbox: id in the low half, length above."""
-    cdef uint32_t position = <uint32_t>vq.used_next + ahead
-    return vq.inbox[position - vq.size if position >= vq.size else position]
+    return vq.inbox[<uint16_t>(vq.inbox_next + ahead) & vq.inbox_mask]
 
 
 cdef inline void packed_skip(PackedVq *vq, uint16_t count) noexcept nogil:
@@ -114,6 +115,7 @@ cdef inline void packed_skip(PackedVq *vq, uint16_t count) noexcept nogil:
 cdef inline void packed_consume(PackedVq *vq, uint16_t count) noexcept nogil:
     """The next `count` entries of the inbox, of one descriptor each, have been dealt with."""
     vq.seen -= count
+    vq.inbox_next += count
     packed_skip(vq, count)
 
 

@@ -2,6 +2,9 @@
 
 from libc.string cimport memset
 
+cdef extern from *:
+    const uint64_t BOTH_FLAGS "(0x8080ull << 48)"  # in a descriptor's word
+
 
 cdef size_t _line_up(size_t size) noexcept nogil:
     return (size + 127) & ~<size_t>127
@@ -48,8 +51,9 @@ cdef int packed_scan(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept no
     -1 if an id is out of order, with IN_ORDER.
     """
     cdef uint32_t position = <uint32_t>vq.used_next + vq.seen, size = vq.size
-    cdef uint16_t flags = vq.used_flags
-    cdef uint16_t seen = vq.seen, most = vq.in_flight - vq.unpublished
+    cdef uint32_t seen = vq.seen, most = <uint16_t>(vq.in_flight - vq.unpublished)
+    cdef uint32_t place = vq.inbox_next + seen, mask = vq.inbox_mask
+    cdef uint64_t used = <uint64_t>vq.used_flags << PACKED_FLAGS_SHIFT
     cdef PackedDesc *desc = vq.desc
     cdef uint64_t *inbox = vq.inbox
     cdef uint64_t word
@@ -57,17 +61,18 @@ cdef int packed_scan(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept no
         return _scan_in_order(vq, full, culprit)
     if position >= size:
         position -= size
-        flags ^= BOTH
+        used ^= BOTH_FLAGS
     while seen < most:
         word = observe64(&desc[position].word)
-        if <uint16_t>(word >> PACKED_FLAGS_SHIFT) & BOTH != flags:
+        if word & BOTH_FLAGS != used:
             break
-        inbox[position] = word << 32 | <uint16_t>(word >> PACKED_ID_SHIFT)
+        inbox[place & mask] = word << 32 | <uint16_t>(word >> PACKED_ID_SHIFT)
+        place += 1
         seen += 1
         position += 1
         if position == size:
             position = 0
-            flags ^= BOTH
+            used ^= BOTH_FLAGS
     vq.seen = seen
     return seen
 
@@ -75,31 +80,40 @@ cdef int packed_scan(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept no
 cdef int _scan_in_order(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept nogil:
     """A used descriptor may stand for a batch that ends with the buffer it names; those before
     it count as written in full (2.8.9). Ids go round in order."""
-    cdef uint16_t most = vq.in_flight - vq.unpublished
-    cdef uint32_t position, batch, id
-    cdef uint16_t flags
+    cdef uint32_t position = <uint32_t>vq.used_next + vq.seen, size = vq.size
+    cdef uint32_t seen = vq.seen, most = <uint16_t>(vq.in_flight - vq.unpublished)
+    cdef uint32_t place = vq.inbox_next + seen, mask = vq.inbox_mask, next_id = vq.next_id
+    cdef uint64_t used = <uint64_t>vq.used_flags << PACKED_FLAGS_SHIFT
+    cdef uint64_t *inbox = vq.inbox
     cdef uint64_t word
-    while vq.seen < most:
-        position, flags = <uint32_t>vq.used_next + vq.seen, vq.used_flags
-        if position >= vq.size:
-            position -= vq.size
-            flags ^= BOTH
+    cdef uint32_t batch, id
+    if position >= size:
+        position -= size
+        used ^= BOTH_FLAGS
+    while seen < most:
         word = observe64(&vq.desc[position].word)
-        if <uint16_t>(word >> PACKED_FLAGS_SHIFT) & BOTH != flags:
+        if word & BOTH_FLAGS != used:
             break
         id = <uint16_t>(word >> PACKED_ID_SHIFT)
-        batch = (id + vq.size - vq.next_id) % vq.size + 1
-        if id >= vq.size or batch > <uint32_t>(most - vq.seen):
-            culprit[0] = id
+        batch = id - next_id + 1 if id >= next_id else id + size - next_id + 1
+        if id >= size or batch > most - seen:
+            vq.seen, vq.next_id, culprit[0] = seen, next_id, id
             return -1
-        while batch:
+        seen += batch
+        position += batch
+        if position >= size:
+            position -= size
+            used ^= BOTH_FLAGS
+        while batch > 1:
             batch -= 1
-            vq.inbox[position] = (word << 32 | id if batch == 0
-                                  else <uint64_t>full << 32 | vq.next_id)
-            vq.next_id = vq.next_id + 1 if vq.next_id + 1 < vq.size else 0
-            position = position + 1 if position + 1 < vq.size else 0
-            vq.seen += 1
-    return vq.seen
+            inbox[place & mask] = <uint64_t>full << 32 | next_id
+            place += 1
+            next_id = next_id + 1 if next_id + 1 < size else 0
+        inbox[place & mask] = word << 32 | id
+        place += 1
+        next_id = id + 1 if id + 1 < size else 0
+    vq.seen, vq.next_id = seen, next_id
+    return seen
 
 
 cdef void packed_rewind(PackedVq *vq) noexcept nogil:

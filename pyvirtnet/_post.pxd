@@ -41,6 +41,7 @@ cdef struct RxRing:
     uint8_t *buffers            # of page 0; the others follow at the pages' stride
     uint64_t buffers_iova
     uint32_t *page_of           # the page in each descriptor, of ring or table; NO_PAGE: has none
+    uint8_t **page_at           # where it lies, or the last one did; not of chains
     uint64_t *exposed           # when each descriptor was exposed; the device has it if that was
     uint64_t exposures          # before the last publication. Both count exposures since the
     uint64_t published          # beginning

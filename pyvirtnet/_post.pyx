@@ -6,7 +6,7 @@ from libc.string cimport memset
 from ._layout cimport DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Desc
 from ._offload cimport BIT_GUEST_CSUM, BIT_HASH_REPORT, has
 from ._packed cimport packed_init
-from ._pages cimport HEADER_BYTES, NO_PAGE, PAGE_BYTES, Pool, give_pages, take_pages
+from ._pages cimport HEADER_BYTES, NO_PAGE, PAGE_BYTES, Pool, give_pages, page_address, take_pages
 from ._ring cimport BIG_PAGES, TABLE_BYTES, RingFormat, ring_bell, round_up
 from ._split cimport SplitVq, split_init
 from ._virtqueue cimport Vq, vq_kick_data, vq_publish, vq_set_interrupts, vq_unpublished
@@ -42,13 +42,14 @@ cdef bint rx_create(RxRing *rx, Pool *pool, const RingFormat *format, uint32_t s
     rx.page_of = <uint32_t *>calloc(places, sizeof(uint32_t))
     if rx.page_of != NULL:  # NO_PAGE: nothing to give back yet
         memset(rx.page_of, 0xFF, places * sizeof(uint32_t))
+    rx.page_at = <uint8_t **>calloc(rx.id_mask + 1, sizeof(uint8_t *))
     rx.exposed = <uint64_t *>calloc(size, sizeof(uint64_t))
     rx.hungry = <uint16_t *>calloc(size, sizeof(uint16_t))
     rx.claimed = <uint64_t *>calloc(size, sizeof(uint64_t))
-    rx.inbox = <uint64_t *>calloc(size, sizeof(uint64_t))
-    if not (rx.page_of and rx.exposed and rx.hungry and rx.claimed and rx.inbox):
+    rx.inbox = <uint64_t *>calloc(rx.id_mask + 1, sizeof(uint64_t))
+    if not (rx.page_of and rx.page_at and rx.exposed and rx.hungry and rx.claimed and rx.inbox):
         raise MemoryError
-    rx.packed.inbox = rx.inbox
+    rx.packed.inbox, rx.packed.inbox_mask = rx.inbox, rx.id_mask
     if format.in_order:
         rx.split.view = rx.split.inbox = rx.inbox
     for i in range(size):
@@ -82,11 +83,13 @@ cdef void rx_destroy(RxRing *rx) noexcept nogil:
             if rx.page_of[i] != NO_PAGE:
                 give_pages(rx.pool, &rx.page_of[i], 1)
     free(rx.page_of)
+    free(rx.page_at)
     free(rx.exposed)
     free(rx.hungry)
     free(rx.claimed)
     free(rx.inbox)
     rx.page_of = NULL
+    rx.page_at = NULL
     rx.exposed = rx.claimed = rx.inbox = NULL
     rx.hungry = NULL
     rx.pool = NULL
@@ -127,7 +130,7 @@ cdef void _feed(RxRing *rx, Vq *vq) noexcept nogil:
             if count == 0:
                 break
         id = _next_hungry(rx)
-        rx.page_of[id] = fresh[used]
+        rx.page_of[id], rx.page_at[id] = fresh[used], page_address(rx.pool, fresh[used])
         if Vq is SplitVq:
             _describe(&vq.desc[id], buffer_iova(rx, fresh[used]), rx.buffer_bytes, DESC_WRITE, 0)
         used += 1

@@ -13,7 +13,6 @@ from ._pages cimport (
     HEADER_BYTES,
     NO_PAGE,
     PAGE_BYTES,
-    PAGE_STRIDE,
     SLOT_STRIDE,
     Frag,
     Store,
@@ -180,10 +179,8 @@ cdef void _merge(RxRing *rx, Vq *vq, Store *store, uint32_t n, uint32_t count) n
     store.lengths[n] = total
 
 
-cdef inline void _prefetch(const RxRing *rx, const uint32_t *page_of, uint8_t *pages,
-                           uint64_t entry) noexcept nogil:
-    """The first lines of the page that a used entry names; some page if it names none."""
-    cdef uint8_t *page = pages + <size_t>page_of[<uint32_t>entry & rx.id_mask] * PAGE_STRIDE
+cdef inline void _prefetch(uint8_t *page) noexcept nogil:
+    """The first lines of a page; any address will do."""
     prefetch(page)
     prefetch(page + HEADER_BYTES)
 
@@ -195,14 +192,13 @@ cdef uint32_t _small_run(RxRing *rx, Vq *live, Store *store, uint32_t n, uint32_
     The fast path: nothing is decided here that `_claim` would not decide the same way.
     """
     cdef Vq vq = live[0]  # a copy: its words stay in registers whatever is stored
-    cdef uint32_t *page_of = rx.page_of
+    cdef uint8_t **page_at = rx.page_at
     cdef uint64_t *exposed = rx.exposed
-    cdef uint8_t *pages = rx.pool.pages
-    cdef uint64_t pages_iova = rx.pool.pages_iova
+    cdef uint64_t to_iova = rx.pool.pages_iova - <uint64_t>rx.pool.pages
     cdef uint8_t *head = store.heads + <size_t>n * SLOT_STRIDE
     cdef uint32_t *lengths = store.lengths + n
-    cdef uint64_t published = rx.published, exposures = rx.exposures, entry
-    cdef uint32_t run = 0, id, length, ahead, page_number, size = rx.size
+    cdef uint64_t published = rx.published, exposures = rx.exposures, entry, total = 0
+    cdef uint32_t run = 0, id, length, ahead, size = rx.size, id_mask = rx.id_mask
     cdef uint8_t *page
     cdef bint mergeable = rx.mergeable
     want = min(want - n, pending - first)
@@ -213,31 +209,30 @@ cdef uint32_t _small_run(RxRing *rx, Vq *live, Store *store, uint32_t n, uint32_
     while run < want:
         ahead = first + run + LOOKAHEAD
         if ahead < pending:
-            _prefetch(rx, page_of, pages, vq_used(&vq, ahead))
+            _prefetch(page_at[<uint32_t>vq_used(&vq, ahead) & id_mask])
         entry = vq_used(&vq, first + run)
         id, length = <uint32_t>entry, <uint32_t>(entry >> 32) - HEADER_BYTES
         if id >= size or exposed[id] >= published:
             break
         if length - MIN_FRAME > HEAD_BYTES - MIN_FRAME:  # unsigned: too short is too long as well
             break
-        page_number = page_of[id]
-        page = pages + <size_t>page_number * PAGE_STRIDE
+        page = page_at[id]
         if mergeable and _buffers(page) != 1:
             break
         copy_head(head, page + HEADER_BYTES, length)
         lengths[run] = length
-        rx.stats.bytes += length
+        total += length
         exposed[id] = exposures
         exposures += 1
         if Vq is SplitVq:
             split_expose(&vq, id)
         else:
-            packed_expose(&vq, id, pages_iova + <uint64_t>page_number * PAGE_STRIDE, PAGE_BYTES,
-                          DESC_WRITE)
+            packed_expose(&vq, id, <uint64_t>page + to_iova, PAGE_BYTES, DESC_WRITE)
         head += SLOT_STRIDE
         run += 1
     vq_keep(live, &vq)
     rx.exposures = exposures
+    rx.stats.bytes += total
     return run
 
 
@@ -255,7 +250,7 @@ cdef int _receive(RxRing *rx, Vq *vq, Store *store, uint32_t want,
                   uint32_t pending) noexcept nogil:
     cdef uint32_t taken = 0, n = 0, run, count, i
     for i in range(min(<uint32_t>LOOKAHEAD, pending)):
-        _prefetch(rx, rx.page_of, rx.pool.pages, vq_used(vq, i))
+        _prefetch(rx.page_at[<uint32_t>vq_used(vq, i) & rx.id_mask])
     while n < want and taken < pending:
         run = _small_run(rx, vq, store, n, want, taken, pending)
         if store.begin != NULL:

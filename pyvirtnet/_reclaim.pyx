@@ -3,7 +3,7 @@
 from libc.stdlib cimport calloc, free
 
 from ._offload cimport BIT_CSUM, has
-from ._packed cimport packed_init, packed_is_used, packed_skip
+from ._packed cimport PackedVq, packed_init, packed_is_used, packed_skip
 from ._pages cimport HEADER_BYTES, Store, drop_store
 from ._ring cimport BROKEN_ID, BROKEN_INDEX, BROKEN_REPEAT, RingFormat, round_up
 from ._split cimport (
@@ -85,20 +85,20 @@ cdef int tx_reclaim(TxRing *tx) noexcept:
 cdef struct Releases:
     Store *store                # of the run that is being released
     uint32_t count              # holders of it to drop: once a run of frames, not once a frame
+    uint16_t tail               # of the free ids; the ring learns it at the end
 
 
 cdef inline void _release(TxRing *tx, uint32_t id, Store *store, Releases *run) noexcept:
     """The frame that `id` heads is done: its ids are free, its store held once less."""
-    cdef uint16_t tail = tx.free_tail, left = tx.in_flight[id].ids
+    cdef uint16_t left = tx.in_flight[id].ids
     tx.in_flight[id].store = NULL
-    tx.free_ids[tail & tx.id_mask] = id
-    tail += 1
+    tx.free_ids[run.tail & tx.id_mask] = id
+    run.tail += 1
     while left > 1:
         id = tx.next[id]
-        tx.free_ids[tail & tx.id_mask] = id
-        tail += 1
+        tx.free_ids[run.tail & tx.id_mask] = id
+        run.tail += 1
         left -= 1
-    tx.free_tail = tail
     if store != run.store:
         if run.count:
             drop_store(run.store, run.count)
@@ -106,9 +106,15 @@ cdef inline void _release(TxRing *tx, uint32_t id, Store *store, Releases *run) 
     run.count += 1
 
 
-cdef inline uint32_t _oldest(const TxRing *tx) noexcept nogil:
+cdef inline void _finish(TxRing *tx, const Releases *run) noexcept:
+    tx.free_tail = run.tail
+    if run.count:
+        drop_store(run.store, run.count)
+
+
+cdef inline uint32_t _oldest(const TxRing *tx, const Releases *run) noexcept nogil:
     """The first id in flight, where the device keeps order: ids come back as they went."""
-    return tx.free_ids[<uint16_t>(tx.free_tail - tx.size) & tx.id_mask]
+    return tx.free_ids[<uint16_t>(run.tail - tx.size) & tx.id_mask]
 
 
 cdef uint32_t _reclaim_split(TxRing *tx) noexcept:
@@ -117,13 +123,13 @@ cdef uint32_t _reclaim_split(TxRing *tx) noexcept:
     cdef uint32_t id
     cdef Store *store
     cdef Releases run
-    run.store, run.count = NULL, 0
+    run.store, run.count, run.tail = NULL, 0, tx.free_tail
     if pending > split_in_flight(&vq):
         _tx_lie(tx, BROKEN_INDEX, pending)
         return 0
     while done < pending:
         # With IN_ORDER a batch has one entry only, and the index says all there is to know (2.7.9).
-        id = _oldest(tx) if tx.format.in_order else <uint32_t>vq_used(&vq, done)
+        id = _oldest(tx, &run) if tx.format.in_order else <uint32_t>vq_used(&vq, done)
         if id >= tx.size:
             _tx_lie(tx, BROKEN_ID, id)
             break
@@ -133,35 +139,59 @@ cdef uint32_t _reclaim_split(TxRing *tx) noexcept:
             break
         _release(tx, id, store, &run)
         done += 1
-    if run.count:
-        drop_store(run.store, run.count)
     split_consume(&tx.split, done)
+    _finish(tx, &run)
     return done
 
 
+cdef inline uint32_t _used_packed(TxRing *tx, uint64_t word) noexcept:
+    """The id in a used descriptor's word; the ring is broken if no frame in flight has it."""
+    cdef uint32_t id = <uint16_t>(word >> 32)
+    if id >= tx.size:
+        _tx_lie(tx, BROKEN_ID, id)
+    elif tx.in_flight[id].store == NULL:
+        _tx_lie(tx, BROKEN_REPEAT, id)
+    return id
+
+
 cdef uint32_t _reclaim_packed(TxRing *tx) noexcept:
+    cdef PackedVq vq = tx.packed  # a copy, as above
+    cdef InFlight *frame
     cdef uint64_t word
-    cdef uint32_t id, last, done = 0
+    cdef uint32_t id, done = 0
     cdef Releases run
-    run.store, run.count = NULL, 0
-    while tx.packed.in_flight > tx.packed.unpublished and packed_is_used(&tx.packed, &word):
-        last = <uint16_t>(word >> 32)
-        if last >= tx.size:
-            _tx_lie(tx, BROKEN_ID, last)
+    run.store, run.count, run.tail = NULL, 0, tx.free_tail
+    while vq.in_flight > vq.unpublished and packed_is_used(&vq, &word):
+        id = _used_packed(tx, word)
+        if tx.broken:
             break
-        if tx.in_flight[last].store == NULL:
-            _tx_lie(tx, BROKEN_REPEAT, last)
+        if vq.in_order:
+            done += _reclaim_batch(tx, &vq, id, &run)
+            continue
+        frame = &tx.in_flight[id]
+        packed_skip(&vq, frame.descriptors)
+        _release(tx, id, frame.store, &run)
+        done += 1
+    tx.packed.used_next, tx.packed.used_flags = vq.used_next, vq.used_flags
+    tx.packed.in_flight = vq.in_flight
+    _finish(tx, &run)
+    return done
+
+
+cdef inline uint32_t _reclaim_batch(TxRing *tx, PackedVq *vq, uint32_t last,
+                                    Releases *run) noexcept:
+    """With IN_ORDER: the frames up to the one that a used descriptor names; how many (2.8.9)."""
+    cdef InFlight *frame
+    cdef uint32_t id, descriptors = 0, done = 0
+    while True:
+        id = _oldest(tx, run)
+        frame = &tx.in_flight[id]
+        descriptors += frame.descriptors
+        _release(tx, id, frame.store, run)
+        done += 1
+        if id == last:
             break
-        while True:
-            # With IN_ORDER it may stand for a batch that ends with the one it names (2.8.9).
-            id = _oldest(tx) if tx.format.in_order else last
-            packed_skip(&tx.packed, tx.in_flight[id].descriptors)
-            _release(tx, id, tx.in_flight[id].store, &run)
-            done += 1
-            if id == last:
-                break
-    if run.count:
-        drop_store(run.store, run.count)
+    packed_skip(vq, descriptors)
     return done
 
 

@@ -55,19 +55,25 @@ cdef int split_unroll(SplitVq *vq, uint16_t pending, uint32_t full,
     A batch has one used entry, in its first place, that names its last buffer; those before it
     count as written in full (2.7.9). Buffers are single descriptors, whose ids go round in order.
     """
+    cdef uint32_t seen = vq.seen, at = vq.used_next + seen, mask = vq.mask, next_id = vq.next_id
+    cdef uint64_t *inbox = vq.inbox
     cdef uint64_t entry
     cdef uint32_t id, batch
-    while vq.seen < pending:
-        entry = read_once(&vq.used.ring[<uint16_t>(vq.used_next + vq.seen) & vq.mask])
+    while seen < pending:
+        entry = read_once(&vq.used.ring[at & mask])
         id = <uint32_t>entry
-        batch = ((id - vq.next_id) & vq.mask) + 1
-        if id > vq.mask or batch > <uint32_t>(pending - vq.seen):
-            culprit[0] = id
+        batch = ((id - next_id) & mask) + 1
+        if id > mask or batch > pending - seen:
+            vq.seen, vq.next_id, culprit[0] = seen, next_id, id
             return 0
-        while batch:
+        seen += batch
+        while batch > 1:
             batch -= 1
-            vq.inbox[<uint16_t>(vq.used_next + vq.seen) & vq.mask] = (
-                entry if batch == 0 else <uint64_t>full << 32 | vq.next_id)
-            vq.next_id = (vq.next_id + 1) & vq.mask
-            vq.seen += 1
+            inbox[at & mask] = <uint64_t>full << 32 | next_id
+            at += 1
+            next_id = (next_id + 1) & mask
+        inbox[at & mask] = entry
+        at += 1
+        next_id = (id + 1) & mask
+    vq.seen, vq.next_id = seen, next_id
     return 1
