@@ -1,10 +1,13 @@
 """Header work on whole bursts, in place: what numpy would need several passes for."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ._burst cimport Burst
 from ._pages cimport HEAD_BYTES, Store
+
+cdef enum:
+    LONG = 256                  # frames from which on it pays to let go of the GIL
 
 
 cdef inline void _swap(uint8_t *first, uint8_t *second, size_t size) noexcept nogil:
@@ -14,15 +17,40 @@ cdef inline void _swap(uint8_t *first, uint8_t *second, size_t size) noexcept no
     memcpy(second, kept, size)
 
 
+cdef inline void _swap_addresses(uint8_t *frame) noexcept nogil:
+    """The MAC addresses of a frame change places, as two words."""
+    cdef uint64_t first, source
+    cdef uint32_t last
+    memcpy(&first, frame, 8)  # the destination and two bytes of the source
+    memcpy(&last, frame + 8, 4)
+    source = first >> 48 | <uint64_t>last << 16
+    last = <uint32_t>(first >> 16)
+    first = source | first << 48
+    memcpy(frame, &first, 8)
+    memcpy(frame + 8, &last, 4)
+
+
+cdef void _swap_all(Burst burst) noexcept nogil:
+    cdef uint8_t *heads = burst.store.heads
+    cdef const uint32_t *index = burst.index
+    cdef Py_ssize_t i, count = burst.count, stride = burst.store.stride
+    if index != NULL:
+        for i in range(count):
+            _swap_addresses(heads + index[i] * stride)
+        return
+    heads += burst.start * stride
+    stride *= burst.step
+    for i in range(count):
+        _swap_addresses(heads + i * stride)
+
+
 def swap_macs(Burst burst not None):
     """Swap source and destination MAC address of every frame of an RxBurst or TxBurst."""
-    cdef Store *store = burst.store
-    cdef Py_ssize_t i
-    cdef uint8_t *frame
+    if burst.count < LONG:
+        _swap_all(burst)
+        return
     with nogil:
-        for i in range(burst.count):
-            frame = store.heads + <size_t>burst.frame(i) * store.stride
-            _swap(frame, frame + 6, 6)
+        _swap_all(burst)
 
 
 def swap_flows(Burst burst not None):
@@ -33,15 +61,23 @@ def swap_flows(Burst burst not None):
     first, keep what stands in place of ports.
     Returns how many frames had their ports swapped.
     """
-    cdef Store *store = burst.store
-    cdef Py_ssize_t i
-    cdef uint32_t frame, ports = 0
+    cdef uint32_t ports
+    if burst.count < LONG:
+        return _turn_all(burst)
     with nogil:
-        for i in range(burst.count):
-            frame = burst.frame(i)
-            ports += _turn_round(
-                store.heads + <size_t>frame * store.stride,
-                min(store.lengths[frame], min(store.head_room, <uint32_t>HEAD_BYTES)))
+        ports = _turn_all(burst)
+    return ports
+
+
+cdef uint32_t _turn_all(Burst burst) noexcept nogil:
+    cdef Store *store = burst.store
+    cdef uint32_t frame, ports = 0
+    cdef Py_ssize_t i
+    for i in range(burst.count):
+        frame = burst.frame(i)
+        ports += _turn_round(
+            store.heads + <size_t>frame * store.stride,
+            min(store.lengths[frame], min(store.head_room, <uint32_t>HEAD_BYTES)))
     return ports
 
 
@@ -49,7 +85,7 @@ cdef bint _turn_round(uint8_t *frame, uint32_t length) noexcept nogil:
     """One frame, of which `length` bytes may be touched. True if it had ports."""
     cdef uint32_t at = ETHERNET
     cdef uint16_t kind
-    _swap(frame, frame + 6, 6)
+    _swap_addresses(frame)
     kind = be16(frame + 12)
     while is_tag(kind) and at < ETHERNET + MAX_TAGS * VLAN_TAG:
         if length < at + VLAN_TAG:
