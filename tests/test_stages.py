@@ -77,6 +77,7 @@ sys.exit(run(lanes, sys.stdout.buffer))
     assert not (tmp_path / "late").exists()
 
 
-def test_the_tool_knows_every_stage():
+def test_the_tool_runs_the_stages_and_knows_every_one():
     text = TOOL.read_text()
+    assert """\n'') exec "$python" -P tests/stages.py "$project/tools/test" ;;\n""" in text
     assert [name for lane in LANES for name in lane if f"\n{name})\n" not in text] == []
