@@ -15,6 +15,7 @@ from typing import IO
 # The stages of each lane follow each other. Guests have processes and memory of their own, and
 # keep one of two cores busy, as a minute of fuzzing does.
 LANES = (("--guests", "--fuzz"), ("--here", "--sanitizers"))
+WORD = 60.0  # seconds between words of what is under way: a silent quarter of an hour looks dead
 
 
 @dataclass
@@ -45,8 +46,10 @@ class Stage:
         return f"{self.name:<12} {words:<12} {self.seconds:4.0f} s"
 
 
-def run(lanes: Sequence[Sequence[Stage]], out: IO[bytes]) -> int:
+def run(lanes: Sequence[Sequence[Stage]], out: IO[bytes], word: float = WORD) -> int:
     """All stages, each one's output whole when it is over, then a line for each; 0 if all passed.
+
+    Every `word` seconds a line says what is under way.
 
     A stage that fails keeps no other from running. Ctrl-C reaches the stages as it does this
     process: they end, and no other begins.
@@ -56,8 +59,12 @@ def run(lanes: Sequence[Sequence[Stage]], out: IO[bytes]) -> int:
     running = [deque(lane) for lane in lanes]
     for lane in running:
         lane[0].start()
+    due = time.monotonic() + word
     while running:
         time.sleep(0.1)
+        if time.monotonic() >= due:
+            due += word
+            _say("; ".join(f"{lane[0].name} for {lane[0].seconds:.0f} s" for lane in running), out)
         for lane in [each for each in running if each[0].over()]:
             _show(lane.popleft(), out)
             if lane and not interrupts:
@@ -69,6 +76,11 @@ def run(lanes: Sequence[Sequence[Stage]], out: IO[bytes]) -> int:
     out.write(("\n" + "".join(f"tools/test: {stage}\n" for stage in stages)).encode())
     out.flush()
     return 130 if interrupts else int(any(stage.status for stage in stages))
+
+
+def _say(words: str, out: IO[bytes]) -> None:
+    out.write(f"tools/test: {words}\n".encode())
+    out.flush()
 
 
 def _show(stage: Stage, out: IO[bytes]) -> None:

@@ -40,6 +40,15 @@ def test_all_pass(tmp_path):
         assert run([[shell("true", "--a")], [shell("true", "--b")]], out) == 0
 
 
+def test_words_of_what_is_under_way(tmp_path):
+    with open(tmp_path / "out", "w+b") as out:
+        run([[shell("echo done", "--short")], [shell("true", "--other")]], out, word=0.01)
+        out.seek(0)
+        lines = out.read().decode().splitlines()
+    words = lines.index("tools/test: short for 0 s; other for 0 s")
+    assert words < lines.index("done")
+
+
 def test_lanes_run_side_by_side(tmp_path):
     """Each waits for the other: one after the other they would wait for ever."""
     for name in "ab":
