@@ -9,6 +9,7 @@ from nic import Nic, frames
 import pyvirtnet
 from pyvirtnet import CommandRefused, DeviceBroken, FeatureMissing, Mac, PortClosed, Rss
 from pyvirtnet.testing import DEFAULT_FEATURES, NetDevice, mask
+from pyvirtnet.transport.sim import SimTransport
 
 FORMATS = {
     "split": (),
@@ -192,8 +193,11 @@ def test_a_number_of_pairs_that_cannot_be(pairs):
         Nic(device)
 
 
-@pytest.mark.parametrize("size", [0, 1, 3, 48])
-def test_a_control_queue_of_an_odd_size(size):
+@pytest.mark.parametrize("alignment", [0, 4096])
+@pytest.mark.parametrize("size", [0, 1, 3, 48, 65536])
+def test_a_control_queue_of_an_odd_size(monkeypatch, size, alignment):
+    """A legacy device's queue has the size that the device says it has."""
+    monkeypatch.setattr(SimTransport, "ring_alignment", alignment)
     device = NetDevice(features=ALL)
     device.control_size = size
     with pytest.raises(DeviceBroken, match=rf"number 2, has {size} entries(.|\n)*-ctrl_vq"):

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 from ..dma import Region
 from ..errors import CommandRefused, DeviceBroken, Error, FeatureMissing, PortClosed
 from ..negotiate import REQUIRES, Features
-from ..spec import ACK_ERR, ACK_OK, MAX_PAIRS, Command, Feature, NetConfig
+from ..spec import (
+    ACK_ERR,
+    ACK_OK,
+    MAX_PAIRS,
+    MAX_SPLIT_QUEUE,
+    Command,
+    Feature,
+    NetConfig,
+)
 from ..transport.base import Transport
 from .packed import PackedControlQueue
 from .queue import ANSWER_SECONDS, MAX_ENTRIES, ControlQueue, control_bytes
@@ -254,7 +262,8 @@ class Control:
         """Few entries, but for a legacy device, whose queues have the size they have (2.7.2)."""
         largest = self._transport.queue_max_size(index)
         size = largest if self._transport.ring_alignment else min(largest, MAX_ENTRIES)
-        if size < 2 or (size & (size - 1) and not self.has(Feature.RING_PACKED)):
+        odd = size & (size - 1) and not self.has(Feature.RING_PACKED)
+        if size < 2 or odd or largest > MAX_SPLIT_QUEUE:
             raise DeviceBroken(
                 f"{self.name} cannot be set up",
                 f"its control queue, number {index}, has {largest} entries (2.7, 5.1.2)",
