@@ -123,6 +123,8 @@ cdef class Sender:
         data = as_bytes(item, i)
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            if self.closed is not None:  # what the item's own code has done; it may have forked
+                raise self._gone()
             if not MIN_FRAME <= view.len <= self.tx.max_frame:
                 raise self._size_error(i, view.len)
             store = copy_in(self.pool, <const uint8_t *>view.buf, view.len)

@@ -145,7 +145,7 @@ cdef class QueuePair(Waiter):
         self.tx_call = set_bell(&self.tx.bell, tx_bell)
         self.irq_fd, self.wake_fds = irq_fd, (irq_fd, *others)
         if self.waker is not None:
-            self.waker.watch(self.wake_fds)
+            self._sleeper()
         rx_refill(&self.rx, True)  # while no other thread gets in
         self.closed, self.away, self.armed = None, False, False
         self._call_rx()

@@ -13,6 +13,7 @@ cdef class Waiter(Sender):
     cdef int irq_fd                 # receive interrupt, -1 if there is none
     cdef object waker               # what a sleeper sleeps on; None until there was one
     cdef tuple wake_fds             # the interrupt, and what else wakes it
+    cdef tuple told                 # of these, the waker knows
     cdef bint watched               # somebody has its file descriptor
     cdef bint armed                 # receive interrupts are on
     cdef readonly double spin       # seconds to look for frames before sleeping

@@ -33,17 +33,20 @@ cdef class Waiter(Sender):
                                  "its device cannot interrupt this driver",
                                  "recv_burst(n, timeout=...) waits without")
         if not self.watched:
+            sleeper = self._sleeper()  # first: there may be no file descriptors left for it
             self.watched = True
-            self._sleeper().call()  # the first call that finds nothing asks for interrupts
+            sleeper.call()  # the first call that finds nothing asks for interrupts
         return self._sleeper().fileno()
 
     cdef object _sleeper(self):
         if self.waker is None:
-            self.waker = WakeUp()
-            fds = None
-            while fds is not self.wake_fds:  # or the device has come back meanwhile
-                fds = self.wake_fds
-                self.waker.watch(fds)
+            made = WakeUp()
+            if self.waker is None:  # nobody else has made one meanwhile
+                self.waker = made
+        while self.told is not self.wake_fds:  # or the device has come back meanwhile
+            fds = self.wake_fds
+            self.waker.watch(fds)
+            self.told = fds
         return self.waker
 
     cdef int _call_sleeper(self) except -1:

@@ -53,16 +53,24 @@ class Arena:
                 region, offset = self._find(size) or self._grow(size)
             finally:
                 self._inside = False
+        self._settle()
         return Block(self, region, offset, size)
 
     def give(self, region: Region, offset: int, size: int) -> None:
         """Called by finalisers, and so in the middle of anything: of `take` in this thread too."""
         self._returned.append((region, offset, size))
-        if self._lock.acquire(blocking=False):  # else whoever takes next sees to it
+        self._settle()
+
+    def _settle(self) -> None:
+        """See to what was returned; whoever has the lock does it after letting go."""
+        while self._returned and self._lock.acquire(blocking=False):
             try:
-                if not self._inside:
-                    self._inside = True
+                if self._inside:
+                    return
+                self._inside = True
+                try:
                     self._merge_returned()
+                finally:
                     self._inside = False
             finally:
                 self._lock.release()
@@ -74,6 +82,7 @@ class Arena:
             for region, gaps in list(self._gaps.items()):
                 if gaps == [(0, region.size)]:
                     del self._gaps[region]
+        self._settle()
 
     def _find(self, size: int) -> tuple[Region, int] | None:
         for region, gaps in self._gaps.items():

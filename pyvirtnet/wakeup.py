@@ -29,7 +29,8 @@ class WakeUp:
             why, mend = error.strerror or str(error), "allow more open files: ulimit -n 4096"
             raise OutOfMemory("cannot wait for a device", why, mend) from error
         self._watched: set[int] = set()
-        self._watching = threading.Lock()  # who falls asleep, and who brings the device back
+        # Who falls asleep, and who brings the device back: perhaps a signal handler in this thread.
+        self._watching = threading.RLock()
         self._add(self._own)
 
     def fileno(self) -> int:
@@ -45,8 +46,9 @@ class WakeUp:
             for fd in self._watched:
                 try:
                     self._add(fd)
-                except OSError as error:  # closed meanwhile, by another thread: it wakes nobody
-                    if error.errno != errno.EBADF:
+                except OSError as error:
+                    # Closed meanwhile, by another thread: it wakes nobody. Or added meanwhile.
+                    if error.errno not in (errno.EBADF, errno.EEXIST):
                         raise
 
     def _add(self, fd: int) -> None:

@@ -12,14 +12,16 @@ import threading
 import tomllib
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from nic import PLAIN, Nic, finish, frame, frames
 
 import pyvirtnet
-from pyvirtnet import dma
+from pyvirtnet import OutOfMemory, PortClosed, _waiting, dma
 from pyvirtnet._pcap import records
 from pyvirtnet.arena import Arena
+from pyvirtnet.dma import Memory
 from pyvirtnet.testing import HostileDevice, NetDevice, mask
 from pyvirtnet.testing.memory import publish
 from pyvirtnet.wakeup import WakeUp
@@ -472,3 +474,103 @@ def test_two_threads_that_say_at_once_what_wakes_a_sleeper():
     waker.close()
     for fd in fds:
         os.close(fd)
+
+
+def test_a_reset_in_the_middle_of_watching(make_nic, monkeypatch):
+    """A signal handler's, in the same thread: it waited for itself."""
+    nic, add, added = make_nic(), WakeUp._add, []
+
+    def add_and_reset(waker, fd):
+        add(waker, fd)
+        added.append(fd)
+        if len(added) == 2:  # after the eventfd of its own
+            nic.port.reset()
+
+    monkeypatch.setattr(WakeUp, "_add", add_and_reset)
+    nic.port.fileno()
+    assert len(added) > 2
+    assert woken(nic)
+
+
+def test_a_file_descriptor_that_was_not_to_be_had(make_nic, monkeypatch):
+    """recv_burst ended in AttributeError from then on."""
+    nic = make_nic()
+    with monkeypatch.context() as patch:
+        patch.setattr(_waiting, "WakeUp", Mock(side_effect=OutOfMemory("no", "more", "files")))
+        with pytest.raises(OutOfMemory):
+            nic.port.fileno()
+    assert len(nic.port.recv_burst(1)) == 0
+    assert woken(nic)
+
+
+def test_two_threads_that_ask_for_the_file_descriptor_at_once(make_nic, monkeypatch):
+    """The one's number was closed as soon as the other had its own."""
+    nic, numbers = make_nic(), []
+
+    def make():
+        if not numbers:  # as if the other came here
+            numbers.append(-1)
+            numbers.append(nic.port.fileno())
+        return WakeUp()
+
+    monkeypatch.setattr(_waiting, "WakeUp", make)
+    assert nic.port.fileno() == numbers[1]
+    assert woken(nic)
+
+
+def test_watching_that_was_interrupted(make_nic, monkeypatch):
+    """By Ctrl-C: nothing ever woke a sleeper again."""
+    nic = make_nic()
+    with monkeypatch.context() as patch:
+        patch.setattr(WakeUp, "watch", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            nic.port.fileno()
+    nic.port.fileno()
+    assert woken(nic)
+
+
+def woken(nic):
+    """Does a frame make the port readable, once nothing is there?"""
+    number = nic.port.fileno()
+    assert len(nic.port.recv_burst(1)) == 0
+    quiet = not select.select([number], [], [], 0)[0]
+    assert nic.device.deliver(frame(60))
+    return quiet and bool(select.select([number], [], [], 10)[0])
+
+
+def test_code_of_a_frame_that_closes_the_port(make_nic):
+    """A pool that was given up, or inherited by a forked child, was still copied into."""
+    nic = make_nic()
+
+    class Closing(tuple):
+        def __iter__(self):
+            nic.port.close()
+            return super().__iter__()
+
+    with pytest.raises(PortClosed):
+        nic.port.send_burst([Closing([frame(60)])])
+    assert nic.port.stats.tx_frames == 0
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["this thread", "another"])
+def test_memory_that_comes_back_while_more_is_taken(monkeypatch, another):
+    """It was nobody's until the next time something was taken: DMA memory that nobody has."""
+    source = Memory()
+    arena = Arena(source)
+    blocks = [arena.take(64), arena.take(1 << 22)]
+    allocate = source.allocate
+
+    def drop_and_allocate(size):
+        drop = threading.Thread(target=blocks.clear) if another else None
+        if drop is None:
+            blocks.clear()
+        else:
+            drop.start()
+            drop.join()
+        return allocate(size)
+
+    monkeypatch.setattr(source, "allocate", drop_and_allocate)
+    block = arena.take(1 << 23)
+    assert not arena._returned
+    assert [region.size for region in source.regions()] == [1 << 23]
+    del block

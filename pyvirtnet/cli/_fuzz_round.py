@@ -87,6 +87,9 @@ class Round:
             self.errors[type(error).__name__] += 1
             device.close()
             return None
+        if self.random.random() < 0.3:
+            for queue in port.queues:
+                queue.release_from = 1  # without the interpreter's lock, as pairs of many do
         self.devices.append(device)
         return port
 
