@@ -48,7 +48,7 @@ LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
 BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
 SLICE_SECONDS = 0.1  # of sleep, between looks at the device and at signals
 POLL_SECONDS = 0.001  # of sleep, where there are no interrupts
-RELEASE_FROM = 256  # frames: with a device on another core as long as it takes to get the GIL again
+RELEASE_FROM = 1024  # frames: some 10 us of work, as long as it takes to get the GIL again
 
 cdef enum:
     CALLS_PER_CLOCK = 64        # calls between looks at the clock
