@@ -4,6 +4,9 @@ from libc.stdint cimport uint32_t
 
 from ._pages cimport Store
 
+cdef enum:
+    LONG_BURST = 1024  # frames: some 10 us of work, as long as it takes to get the GIL again
+
 
 cdef class Burst:
     cdef Store *store

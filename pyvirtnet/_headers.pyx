@@ -3,11 +3,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from ._burst cimport Burst
+from ._burst cimport LONG_BURST, Burst
 from ._pages cimport HEAD_BYTES, Store
-
-cdef enum:
-    LONG = 256                  # frames from which on it pays to let go of the GIL
 
 
 cdef inline void _swap(uint8_t *first, uint8_t *second, size_t size) noexcept nogil:
@@ -46,7 +43,7 @@ cdef void _swap_all(Burst burst) noexcept nogil:
 
 def swap_macs(Burst burst not None):
     """Swap source and destination MAC address of every frame of an RxBurst or TxBurst."""
-    if burst.count < LONG:
+    if burst.count < LONG_BURST:
         _swap_all(burst)
         return
     with nogil:
@@ -62,7 +59,7 @@ def swap_flows(Burst burst not None):
     Returns how many frames had their ports swapped.
     """
     cdef uint32_t ports
-    if burst.count < LONG:
+    if burst.count < LONG_BURST:
         return _turn_all(burst)
     with nogil:
         ports = _turn_all(burst)

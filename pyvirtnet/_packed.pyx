@@ -2,9 +2,6 @@
 
 from libc.string cimport memset
 
-cdef extern from *:
-    const uint64_t BOTH_FLAGS "(0x8080ull << 48)"  # in a descriptor's word
-
 
 cdef size_t _line_up(size_t size) noexcept nogil:
     return (size + 127) & ~<size_t>127
@@ -54,6 +51,7 @@ cdef int packed_scan(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept no
     cdef uint32_t seen = vq.seen, most = <uint16_t>(vq.in_flight - vq.unpublished)
     cdef uint32_t place = vq.inbox_next + seen, mask = vq.inbox_mask
     cdef uint64_t used = <uint64_t>vq.used_flags << PACKED_FLAGS_SHIFT
+    cdef uint64_t both = <uint64_t>BOTH << PACKED_FLAGS_SHIFT
     cdef PackedDesc *desc = vq.desc
     cdef uint64_t *inbox = vq.inbox
     cdef uint64_t word
@@ -61,10 +59,10 @@ cdef int packed_scan(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept no
         return _scan_in_order(vq, full, culprit)
     if position >= size:
         position -= size
-        used ^= BOTH_FLAGS
+        used ^= both
     while seen < most:
         word = observe64(&desc[position].word)
-        if word & BOTH_FLAGS != used:
+        if word & both != used:
             break
         inbox[place & mask] = word << 32 | <uint16_t>(word >> PACKED_ID_SHIFT)
         place += 1
@@ -72,7 +70,7 @@ cdef int packed_scan(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept no
         position += 1
         if position == size:
             position = 0
-            used ^= BOTH_FLAGS
+            used ^= both
     vq.seen = seen
     return seen
 
@@ -84,15 +82,16 @@ cdef int _scan_in_order(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept
     cdef uint32_t seen = vq.seen, most = <uint16_t>(vq.in_flight - vq.unpublished)
     cdef uint32_t place = vq.inbox_next + seen, mask = vq.inbox_mask, next_id = vq.next_id
     cdef uint64_t used = <uint64_t>vq.used_flags << PACKED_FLAGS_SHIFT
+    cdef uint64_t both = <uint64_t>BOTH << PACKED_FLAGS_SHIFT
     cdef uint64_t *inbox = vq.inbox
     cdef uint64_t word
     cdef uint32_t batch, id
     if position >= size:
         position -= size
-        used ^= BOTH_FLAGS
+        used ^= both
     while seen < most:
         word = observe64(&vq.desc[position].word)
-        if word & BOTH_FLAGS != used:
+        if word & both != used:
             break
         id = <uint16_t>(word >> PACKED_ID_SHIFT)
         batch = id - next_id + 1 if id >= next_id else id + size - next_id + 1
@@ -103,7 +102,7 @@ cdef int _scan_in_order(PackedVq *vq, uint32_t full, uint32_t *culprit) noexcept
         position += batch
         if position >= size:
             position -= size
-            used ^= BOTH_FLAGS
+            used ^= both
         while batch > 1:
             batch -= 1
             inbox[place & mask] = <uint64_t>full << 32 | next_id

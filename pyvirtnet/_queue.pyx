@@ -7,7 +7,7 @@ from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ._barrier cimport enter, leave
-from ._burst cimport Burst, RxBurst, empty_rx_burst, new_rx_burst
+from ._burst cimport LONG_BURST, Burst, RxBurst, empty_rx_burst, new_rx_burst
 from ._offload cimport BIT_CSUM, has
 from ._pages cimport (
     HEADER_BYTES,
@@ -48,7 +48,7 @@ LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
 BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
 SLICE_SECONDS = 0.1  # of sleep, between looks at the device and at signals
 POLL_SECONDS = 0.001  # of sleep, where there are no interrupts
-RELEASE_FROM = 1024  # frames: some 10 us of work, as long as it takes to get the GIL again
+RELEASE_FROM = LONG_BURST  # frames of a call, on a port of several pairs
 
 cdef enum:
     CALLS_PER_CLOCK = 64        # calls between looks at the clock

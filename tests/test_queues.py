@@ -9,7 +9,7 @@ from nic import PLAIN, Liar, Nic, frame, frames
 from vhost_fixtures import SECONDS, open_port, path, round_trip, start, until
 
 import pyvirtnet
-from pyvirtnet import CommandRefused, DeviceBroken, FeatureMissing, PortClosed
+from pyvirtnet import CommandRefused, DeviceBroken, FeatureMissing, PortClosed, _queue
 from pyvirtnet.testing import HostileDevice, Loopback, NetDevice, mask
 
 __all__ = ["path", "start"]  # fixtures
@@ -239,9 +239,11 @@ def test_a_lie_stops_its_pair_and_no_other(make_nic):
     exchange(nic)
 
 
+@pytest.mark.parametrize("release_from", [_queue.RELEASE_FROM, 1], ids=["gil", "no gil"])
 @pytest.mark.parametrize("seed", range(6))
-def test_a_hostile_device_with_several_pairs(seed):
+def test_a_hostile_device_with_several_pairs(monkeypatch, seed, release_from):
     """Typed errors only, and after a reset all is there and works."""
+    monkeypatch.setattr(_queue, "RELEASE_FROM", release_from)
     device = HostileDevice(
         features=PLAIN | MANY, queue_sizes=(16,) * 4, seed=seed, rate=0.15, start_index=0xFFF0
     )

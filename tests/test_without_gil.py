@@ -13,7 +13,7 @@ from test_queues import FORMATS, MANY, exchange, receive
 from vhost_fixtures import SECONDS, until
 
 from pyvirtnet import DeviceBroken, PortClosed, QueueBusy, _queue
-from pyvirtnet.testing import HostileDevice, mask
+from pyvirtnet.testing import mask
 
 SENT = [frame(60, 1), frame(9014, 2), frame(128, 3), frame(4085, 4)]
 
@@ -314,31 +314,6 @@ def test_a_lie_that_is_found_without_the_gil(make_nic):
     nic.port.reset()
     nic.device.violations.clear()
     exchange(nic)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_hostile_device_and_calls_without_the_gil(monkeypatch, seed):
-    monkeypatch.setattr(_queue, "RELEASE_FROM", 1)
-    device = HostileDevice(
-        features=PLAIN | MANY, queue_sizes=(16,) * 4, seed=seed, rate=0.15, start_index=0xFFF0
-    )
-    nic = Nic(device, queue_pairs=2)
-    try:
-        for _ in range(150):
-            device.step()
-            try:
-                for queue in nic.port.queues:
-                    contents(queue.recv_burst(8))
-                    queue.send_burst(frames(3))
-            except (DeviceBroken, PortClosed):
-                device.heal()
-                nic.port.reset()
-        device.heal()
-        nic.port.reset()
-        exchange(nic)
-        assert nic.held_pages == nic.held_slots == nic.port.tx_pending == 0
-    finally:
-        nic.port.close()
 
 
 # ---- fork and exit ------------------------------------------------------------------------------
