@@ -13,6 +13,10 @@ from .errors import OutOfMemory
 
 _MOST = 64  # of what woke us, told at once
 
+# What became of a file descriptor that another thread closes before it is watched: nothing; the
+# same, watched already; the number of a file that wakes nobody, of ours, or of another epoll's.
+_NOT_THERE = {errno.EBADF, errno.EEXIST, errno.EPERM, errno.EINVAL, errno.ELOOP}
+
 
 class WakeUp:
     """A file descriptor that is readable from the first wake-up on, until `drain()`.
@@ -47,8 +51,7 @@ class WakeUp:
                 try:
                     self._add(fd)
                 except OSError as error:
-                    # Closed meanwhile, by another thread: it wakes nobody. Or added meanwhile.
-                    if error.errno not in (errno.EBADF, errno.EEXIST):
+                    if error.errno not in _NOT_THERE:
                         raise
 
     def _add(self, fd: int) -> None:

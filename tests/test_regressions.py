@@ -369,13 +369,16 @@ def test_a_driver_in_another_process_sees_no_half_of_a_model_s_index():
     assert low <= min(seen) <= max(seen) < high
 
 
-def test_a_wait_that_begins_while_another_thread_closes_the_port():
-    """It found the device's file descriptors closed, and ended in OSError."""
+def test_a_wait_that_begins_while_another_thread_closes_the_port(tmp_path):
+    """It found the device's file descriptors closed, and ended in OSError; or closed and their
+    numbers taken again, by a file or by the very thing that waits."""
     waker, closed, live = WakeUp(), os.eventfd(0), os.eventfd(0)
     os.close(closed)
-    waker.watch([closed, live])
-    os.eventfd_write(live, 1)
-    assert waker.sleep(20)
+    with open(tmp_path / "file", "wb") as file, select.epoll() as other:
+        other.register(waker.fileno())
+        waker.watch([closed, file.fileno(), waker.fileno(), other.fileno(), live])
+        os.eventfd_write(live, 1)
+        assert waker.sleep(20)
     waker.close()
     os.close(live)
 
