@@ -16,7 +16,7 @@ import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from threading import Lock, RLock
+from threading import RLock
 
 from .errors import OutOfMemory
 from .hugepages import HUGE_PAGE, open_together
@@ -93,7 +93,7 @@ class Memory:
         self._regions: weakref.WeakSet[Region] = weakref.WeakSet()
         self._mappers: list[Mapper] = []
         self._next_iova = FIRST_IOVA
-        self._lock = Lock()  # of _next_iova
+        self._lock = RLock()  # of _next_iova
         self._showing = RLock()  # of which region has been shown to which mapper
 
     def allocate(self, size: int) -> Region:
@@ -104,9 +104,11 @@ class Memory:
         region = self._create(size)
         with self._showing:
             self._show(region)
+            region.final = weakref.finalize(
+                region, self._release, region.fd, region.iova, region.size
+            )
+            region.final.atexit = False  # at exit devices are reset and the kernel frees the memory
             self._regions.add(region)
-        region.final = weakref.finalize(region, self._release, region.fd, region.iova, region.size)
-        region.final.atexit = False  # at exit devices are reset and the kernel frees the memory
         return region
 
     def _show(self, region: Region) -> None:
@@ -143,11 +145,15 @@ class Memory:
                 self._mappers.remove(mapper)
 
     def regions(self) -> Iterator[Region]:
-        return iter(sorted(self._regions, key=lambda region: region.iova))
+        while True:
+            try:
+                return iter(sorted(self._regions, key=lambda region: region.iova))
+            except RuntimeError:  # another thread allocated one meanwhile
+                continue
 
     def forget(self) -> None:
         """In a forked child: no mapper is ours, and every region becomes a private copy."""
-        self._mappers, self._lock, self._showing = [], Lock(), RLock()
+        self._mappers, self._lock, self._showing = [], RLock(), RLock()
         for region in self.regions():
             region.final.detach()
             region.become_private()
@@ -189,17 +195,16 @@ class Memory:
     def _reserve(self, size: int) -> int:
         """Bus addresses for a region: not those used last, where a late device might write."""
         size = -(-size // HUGE_PAGE) * HUGE_PAGE
-        with self._lock:
-            if self._next_iova + size > END_IOVA:
-                self._next_iova = FIRST_IOVA
+        while True:
+            start = self._next_iova
+            iova = start if start + size <= END_IOVA else FIRST_IOVA
             for region in self.regions():
-                if self._next_iova < region.iova + region.size and (
-                    region.iova < self._next_iova + size
-                ):
-                    self._next_iova = -(-(region.iova + region.size) // HUGE_PAGE) * HUGE_PAGE
-            iova = self._next_iova
-            self._next_iova += size
-        return iova
+                if iova < region.iova + region.size and region.iova < iova + size:
+                    iova = -(-(region.iova + region.size) // HUGE_PAGE) * HUGE_PAGE
+            with self._lock:
+                if self._next_iova == start:  # else another thread or a signal handler was faster
+                    self._next_iova = iova + size
+                    return iova
 
     def _out_of_memory(self, size: int, why: str) -> OutOfMemory:
         return OutOfMemory(
@@ -209,9 +214,11 @@ class Memory:
         )
 
     def _release(self, fd: int, iova: int, size: int) -> None:
-        for mapper in tuple(self._mappers):
-            mapper.unmap(iova, size)
-        os.close(fd)
+        try:
+            for mapper in tuple(self._mappers):
+                mapper.unmap(iova, size)
+        finally:
+            os.close(fd)
 
 
 memory = Memory()

@@ -256,7 +256,7 @@ _open_ports: weakref.WeakSet[Life] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     """Leave no device alive at exit. The kernel does the same for a process that is killed."""
-    for port in list(_open_ports):
+    for port in open_ports():
         try:
             port.close()
         except BaseException:  # one that cannot be closed keeps no other from it
@@ -265,7 +265,10 @@ def _close_all() -> None:
 
 def _after_fork() -> None:
     for port in list(_open_ports):
-        port._abandon()
+        try:
+            port._abandon()
+        except BaseException:  # the others are the parent's as well
+            sys.excepthook(*sys.exc_info())
     _open_ports.clear()
 
 

@@ -12,7 +12,7 @@ from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
 from .aio import Awaited
 from .arena import arena
 from .control import Events, Filters, Tuning
-from .errors import Error, PortClosed
+from .errors import DeviceGone, Error, PortClosed
 from .life import Life
 from .negotiate import OFFLOADS, Features, parse, receive_mode
 from .nic import Link, Stats
@@ -156,10 +156,11 @@ class Port(Life, Awaited, Filters, Tuning, Events):
         Down while a device is away that may come back; one that has gone raises DeviceGone, one
         that was stopped what stopped it.
         """
-        up, speed, duplex = True, None, None
         if self._down is not None:
             raise self._down.copy()
         with self._care:
+            if self._down is not None:  # while another thread was closing or resetting the port
+                raise self._down.copy()
             try:
                 self._transport.check()
             except Error as gone:
@@ -168,6 +169,15 @@ class Port(Life, Awaited, Filters, Tuning, Events):
                 if not self._closed and not self._changing:
                     self._take_down(gone)
                 raise
+            try:
+                return self._read_link()
+            except DeviceGone:
+                if self._reconnect:
+                    return Link(False, None, None)
+                raise
+
+    def _read_link(self) -> Link:
+        up, speed, duplex = True, None, None
         if Feature.STATUS in self._features.negotiated:
             up = bool(self._config("<H", NetConfig.STATUS) & LINK_UP)
         if Feature.SPEED_DUPLEX in self._features.negotiated:
@@ -180,9 +190,15 @@ class Port(Life, Awaited, Filters, Tuning, Events):
     @property
     def mtu(self) -> int:
         """Largest payload of a frame: the device's word, else 1500. Without VIRTIO_NET_F_MTU
-        the port still takes frames of up to 65535 bytes. Its last word, while it is stopped."""
+        the port still takes frames of up to 65535 bytes. Its last word, while it is stopped or
+        away."""
         if Feature.MTU in self._features.negotiated and self._down is None:
-            self._mtu = self._config("<H", NetConfig.MTU)
+            with self._care:
+                try:
+                    self._mtu = self._config("<H", NetConfig.MTU)
+                except DeviceGone:
+                    if not self._reconnect:
+                        raise
         return self._mtu
 
     @property

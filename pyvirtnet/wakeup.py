@@ -46,7 +46,8 @@ class WakeUp:
             for fd in self._watched:
                 with suppress(OSError):  # closed, and so taken out already
                     self._epoll.unregister(fd)
-            self._watched = {fd for fd in fds if fd >= 0}
+            # Its own number may have been another's, whose end nobody here knows of yet.
+            self._watched = {fd for fd in fds if fd >= 0 and fd != self._own}
             for fd in self._watched:
                 try:
                     self._add(fd)

@@ -100,16 +100,18 @@ class ControlQueue(ABC):
     def stop(self, why: Error) -> None:
         """The device is being reset: a command that is under way ends in `why`."""
         self._stopped = why
+        # The next queue may lie in the same memory: a command that is under way writes elsewhere.
+        self._memory = memoryview(bytearray(self._memory))
 
     def _notify(self) -> None:
-        if self._publish():
+        if self._publish() and self._stopped is None:
             ring(self.doorbell, self._position)
 
     def _wait(self, deed: str, room: int) -> int:
         """Until the command was used; the bytes written for it."""
         start = time.monotonic()
         look, pause = start + _LOOK_SECONDS, 0.0
-        while self._stopped is not None or not self._answered(deed):
+        while not self._answered(deed) or self._stopped is not None:
             if self._stopped is not None:  # by a signal handler
                 raise self._stopped.copy()
             now = time.monotonic()
@@ -131,7 +133,9 @@ class ControlQueue(ABC):
             raise self._lie(deed, f"it wrote {length} bytes into an answer of {room}")
         return length
 
-    def _lie(self, deed: str, why: str) -> DeviceBroken:
+    def _lie(self, deed: str, why: str) -> Error:
+        if self._stopped is not None:  # by a signal handler, whose reset it looks like
+            return self._stopped.copy()
         self._stopped = lie = DeviceBroken(
             f"{self.name} cannot {deed}",
             f"{why}; its control queue is stopped",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
-from threading import Lock
+from threading import RLock
 
 from ..errors import DeviceBroken, DeviceGone, DeviceTimeout, Error
 
@@ -68,8 +68,8 @@ class Connection:
         self.path, self.acknowledged = path, False
         self.failure: Error | None = None
         self._socket = link
-        self._in_step = True  # no answer is outstanding
-        self._lock = Lock()
+        self._lock = RLock()  # a signal handler may come to it in the thread that has it
+        self._talking = False  # an exchange is under way, of the thread that has the lock
         self._due: dict[Request, Composer] = {}
         self._poller = select.poll()
         self._poller.register(link, select.POLLIN | select.POLLRDHUP)
@@ -89,6 +89,8 @@ class Connection:
         if not self._lock.acquire(blocking=False):
             return  # who holds it will find out
         try:
+            if self._talking:
+                return
             events = self._poller.poll(0)
             if events and events[0][1] & ~select.POLLIN:
                 raise self._fail(self._gone("it closed the connection"))
@@ -96,6 +98,7 @@ class Connection:
                 raise self._fail(self._broken("it sends what nobody asked for"))
         finally:
             self._lock.release()
+            self._catch_up()
 
     # Messages
 
@@ -166,9 +169,21 @@ class Connection:
             self._lock.release()
             self._catch_up()
 
+    @property
+    def interrupted(self) -> bool:
+        """Is an exchange of this thread's under way, below on its stack?"""
+        if not self._lock.acquire(blocking=False):
+            return False  # it is another thread's
+        try:
+            return self._talking
+        finally:
+            self._lock.release()
+
     def _catch_up(self) -> None:
         while self._due and self._lock.acquire(blocking=False):
             try:
+                if self._talking:  # on this thread's stack: it will catch up when it is done
+                    return
                 request, compose = self._due.popitem()
                 with suppress(Error):
                     self._tell(request, *compose())
@@ -196,9 +211,9 @@ class Connection:
         """Send, and read an answer of one of `sizes`; with none, no answer is expected."""
         if self.failure is not None:
             raise self._gone(self.failure.why)
-        if not self._in_step:
-            raise self._fail(self._gone("an exchange with it was interrupted"))
-        self._in_step = False
+        if self._talking:  # we are a signal handler: what it interrupted would be out of step
+            raise self._fail(self._interrupted())
+        self._talking = True
         deadline = time.monotonic() + ANSWER_SECONDS
         try:
             self._send(_HEADER.pack(request, flags, len(payload)) + payload, fds, deadline)
@@ -208,7 +223,12 @@ class Connection:
             raise self._fail(self._late(why)) from error
         except OSError as error:
             raise self._fail(self._gone(f"at {request.name}: {error.strerror}")) from error
-        self._in_step = True
+        except BaseException:
+            if self.failure is None:
+                self._fail(self._interrupted())
+            raise
+        finally:
+            self._talking = False
         return answer
 
     def _send(self, data: bytes, fds: Sequence[int], deadline: float) -> None:
@@ -250,6 +270,9 @@ class Connection:
         self.failure = error
         self._socket.close()
         return error
+
+    def _interrupted(self) -> DeviceGone:
+        return self._gone("an exchange with it was interrupted")
 
     def _gone(self, why: str) -> DeviceGone:
         return DeviceGone(f"the vhost-user back end at {self.path} is gone", why, _MEND)

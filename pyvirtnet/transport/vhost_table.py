@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..dma import Region
@@ -39,7 +40,9 @@ class MemoryTable:
         self._rows[region.iova] = _Row(region.iova, region.size, region.address, fd)
 
     def remove(self, iova: int) -> None:
-        self._dead.append(self._rows.pop(iova).fd)
+        row = self._rows.pop(iova, None)
+        if row is not None:  # else another thread closed the table meanwhile
+            self._dead.append(row.fd)
 
     def address(self, iova: int) -> int:
         """Rings are named by their address in this process, buffers by their IOVA."""
@@ -56,8 +59,9 @@ class MemoryTable:
         return struct.pack("<II", len(rows), 0) + b"".join(packed), [row.fd for row in rows]
 
     def _forget_dead(self) -> None:
-        while self._dead:
-            os.close(self._dead.pop())
+        with suppress(IndexError):  # that was the last one; another thread may be at it too
+            while True:
+                os.close(self._dead.pop())
 
     def close(self) -> None:
         for iova in list(self._rows):

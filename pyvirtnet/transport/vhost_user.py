@@ -137,6 +137,9 @@ class VhostUserTransport(Transport, dma.Mapper):
                 "drop bursts, open fewer ports in this process, or allocate fewer, larger bursts",
             )
         self._table.add(region)
+        if self._link.interrupted:  # by a signal handler, which cannot wait for what it interrupted
+            self._link.tell_soon(Request.SET_MEM_TABLE, self._table.compose)
+            return
         try:
             self._link.tell_composed(Request.SET_MEM_TABLE, self._table.compose)
         except (DeviceGone, DeviceTimeout, DeviceBroken):
@@ -246,8 +249,8 @@ class VhostUserTransport(Transport, dma.Mapper):
         self._closed = True
         if link := getattr(self, "_link", None):
             link.close()
-        for events in self._events.values():
+        while self._events:  # each closed once, even if another thread forks in between
+            _, events = self._events.popitem()
             os.close(events.kick)
             os.close(events.call)
-        self._events = {}
         self._table.close()

@@ -1,0 +1,242 @@
+"""What comes in the middle of something else: threads, signal handlers, finalisers, forks."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pytest
+from test_fork import in_child
+from test_vhost_memory import tables
+from vhost_backend import FEATURES
+from vhost_fixtures import SECONDS, descriptors, open_port, path, round_trip, start, until
+
+import pyvirtnet
+from pyvirtnet import DeviceGone, PortClosed
+from pyvirtnet.dma import Memory, Region, memory
+from pyvirtnet.testing import Loopback, NetDevice, mask
+from pyvirtnet.transport import vhost_messages
+from pyvirtnet.transport.vhost_messages import Connection
+from pyvirtnet.transport.vhost_table import MemoryTable
+from pyvirtnet.wakeup import WakeUp
+
+__all__ = ["path", "start"]  # fixtures
+
+
+def once(call: Any) -> Any:
+    """`call`, the first time only."""
+    left = [call]
+    return lambda *args: left.pop()(*args) if left else None
+
+
+@pytest.fixture
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for an exchange that cannot end waits for ever."""
+    monkeypatch.setattr(vhost_messages, "ANSWER_SECONDS", 10 * SECONDS)
+
+
+# ---- waking ------------------------------------------------------------------------------------
+
+
+def test_a_sleeper_made_where_a_dead_back_end_had_its_number() -> None:
+    """It was taken out with the back end's, and calls woke nobody any more."""
+    waker = WakeUp()
+    waker.watch([waker._own])
+    waker.watch([])
+    waker.drain()
+    waker.call()
+    assert waker.sleep(0)
+    waker.close()
+
+
+# ---- exchanges with a back end -----------------------------------------------------------------
+
+
+def test_memory_that_goes_while_the_back_end_is_looked_at(path, start) -> None:
+    """The next table was not sent before the next exchange, which an idle port has none of."""
+    back_end = start()
+    with open_port(path) as port:
+        link, held = port._transport._link, [port.alloc_burst(3000, 1514) for _ in range(3)]
+        before, poll = tables(back_end)[-1], link._poller
+
+        class Poller:
+            def poll(self, timeout: int) -> Any:
+                drop = threading.Thread(target=held.clear)
+                drop.start()
+                drop.join()
+                return poll.poll(timeout)
+
+        link._poller = Poller()
+        link.check()
+        link._poller = poll
+        until(lambda: tables(back_end)[-1] < before)
+        round_trip(port)
+
+
+@pytest.mark.usefixtures("no_patience")
+def test_a_port_closed_in_the_middle_of_an_exchange(path, start, monkeypatch) -> None:
+    """By a signal handler: it waited 5 seconds for the exchange below it."""
+    start()
+    port = open_port(path)
+    answer, close = Connection._answer, once(port.close)
+    monkeypatch.setattr(Connection, "_answer", lambda *args: (close(), answer(*args))[1])
+    memory.allocate(1)  # a port that is not there any more need not be shown it
+    with pytest.raises(PortClosed):
+        port.recv_burst(1)
+
+
+@pytest.mark.usefixtures("no_patience")
+def test_memory_allocated_in_the_middle_of_an_exchange(path, start, monkeypatch) -> None:
+    """By a signal handler: the back end was told of it after 5 seconds, or never."""
+    back_end = start()
+    with open_port(path) as port:
+        before, regions, answer = tables(back_end)[-1], [], Connection._answer
+        allocate = once(lambda: regions.append(memory.allocate(1)))
+        monkeypatch.setattr(Connection, "_answer", lambda *args: (allocate(), answer(*args))[1])
+        regions.append(memory.allocate(1))
+        assert [tables(back_end)[-1], len(regions)] == [before + 2, 2]
+        round_trip(port)
+
+
+def test_a_back_end_that_dies_while_its_configuration_is_read(path, start) -> None:
+    """events() and mtu ended in DeviceGone where a link was down."""
+    features = FEATURES | mask("mtu")
+    back_end = start(Loopback(features=features, mtu=1500))
+    with open_port(path, reconnect=True) as port:
+        mtu, transport = port.mtu, port._transport
+        check = transport.check
+        port.events()
+        kill = once(back_end.kill)
+        transport.check = lambda: (check(), kill())
+        assert not port.link.up
+        assert port.mtu == mtu
+        assert ("link", port.link) in [(event.what, event.value) for event in port.events()]
+        transport.check = check
+        start(Loopback(features=features, mtu=1500))
+        until(lambda: port.link.up, lambda: port.recv_burst(1))
+        round_trip(port)
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+
+def test_memory_that_goes_while_another_port_is_closed() -> None:
+    """KeyError, and the ports behind it never heard that it went."""
+    files, source, told = descriptors(), Memory(), []
+
+    class Seen:
+        physical = False
+
+        def map(self, region: Region) -> None:
+            pass
+
+        def unmap(self, iova: int, size: int) -> None:
+            told.append(iova)
+
+    class Table(Seen):
+        def __init__(self) -> None:
+            self.table = MemoryTable()
+
+        def map(self, region: Region) -> None:
+            self.table.add(region)
+
+        def unmap(self, iova: int, size: int) -> None:
+            self.table.close()  # as if another thread did
+            self.table.remove(iova)
+
+    source.attach(Table())  # type: ignore[arg-type]
+    source.attach(Seen())  # type: ignore[arg-type]
+    region = source.allocate(1)
+    iova = region.iova
+    del region
+    assert told == [iova]
+    assert descriptors() == files
+
+
+def test_a_mapper_that_fails_to_take_memory_back_keeps_no_file_open() -> None:
+    source = Memory()
+
+    class Broken:
+        physical = False
+
+        def map(self, region: Region) -> None:
+            pass
+
+        def unmap(self, iova: int, size: int) -> None:
+            raise OSError("it fails")
+
+    source.attach(Broken())  # type: ignore[arg-type]
+    region = source.allocate(1)
+    with pytest.raises(OSError, match="it fails"):
+        region.final()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(region.fd)
+
+
+def test_memory_allocated_while_addresses_are_reserved(monkeypatch) -> None:
+    """By a signal handler: it waited for its own thread for ever."""
+    source, inner = Memory(), []
+    regions = Memory.regions
+    allocate = once(lambda: inner.append(source.allocate(1 << 21)))
+    monkeypatch.setattr(Memory, "regions", lambda self: (allocate(), regions(self))[1])
+    outer = source.allocate(1 << 21)
+    assert abs(outer.iova - inner[0].iova) >= 1 << 21
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("call", ["_expose", "_publish", "_answered"])
+def test_a_reset_in_the_middle_of_a_command(make_nic, monkeypatch, packed, call) -> None:
+    """By a signal handler: the command was written into the new queue, which the device refused."""
+    offered = mask("ctrl_vq", "ctrl_rx") | (mask("ring_packed") if packed else 0)
+    nic = make_nic(NetDevice(features=mask("version_1", "mrg_rxbuf") | offered))
+    port = nic.port
+    port.promiscuous = True
+    queue = type(port._control._queue)
+    real, reset = getattr(queue, call), once(port.reset)
+    monkeypatch.setattr(queue, call, lambda *args: (reset(), real(*args))[1])
+    with pytest.raises(PortClosed, match="reset"):
+        port.promiscuous = False
+    assert len(port.recv_burst(1)) == 0
+    port.promiscuous = True
+    port.promiscuous = False
+
+
+# ---- forks -------------------------------------------------------------------------------------
+
+
+def test_a_port_that_a_forked_child_fails_to_abandon(monkeypatch) -> None:
+    """The ports behind it were closed at the child's end: the parent's devices were reset."""
+    with pyvirtnet.open("sim:loopback") as first, pyvirtnet.open("sim:loopback") as second:
+
+        def fail() -> None:
+            raise OSError
+
+        def check() -> None:
+            for port in (first, second):
+                assert port._closed
+
+        for port in (first, second):
+            monkeypatch.setattr(port._transport, "abandon", fail)
+        assert in_child(check) == 0
+
+
+def test_a_back_end_s_files_are_closed_once(path, start, monkeypatch) -> None:
+    """A child forked in the middle of closing them closed numbers that were taken again."""
+    start()
+    port = open_port(path)
+    transport, close, closed = port._transport, os.close, []
+
+    def note(fd: int) -> None:
+        closed.append(fd)
+        assert all(fd not in (events.kick, events.call) for events in transport._events.values())
+        close(fd)
+
+    monkeypatch.setattr(os, "close", note)
+    port.close()
+    assert len(closed) >= 4
+    with pytest.raises((PortClosed, DeviceGone)):
+        port.recv_burst(1)
