@@ -11,36 +11,36 @@ from typing import Any
 import pytest
 from nic import Nic, finish
 
-# What the build with sanitizers does not run, and why.
-APART = {
-    "no compiled code of ours": """
-        bind* command conformance doctor* hugepages layering model_[!i]* package safety_page
-        source stages
-    """,
-    "processes and guests of their own, which have no sanitizer, or far too little time": """
-        bench* demo examples soak top vhost_dpdk* vm_tool
-    """,
-    "measures the memory of its process, most of which is the sanitizer's": "memory",
-    "tools/test --fuzz does it for longer": "fuzz",
-}
-APART_FILES = ["vm", *(f"test_{name}.py" for names in APART.values() for name in names.split())]
 SANITIZED = "PYVIRTNET_SANITIZED" in os.environ
-collect_ignore_glob = APART_FILES if SANITIZED else []
-# With sanitizers all is several times slower, and where indices wrap there is more to it.
-STARTS = {"from_fff0": 0xFFF0} if SANITIZED else {"from_0": 0, "from_fff0": 0xFFF0}
+STARTS = {"from_0": 0, "from_fff0": 0xFFF0}
+# One after another: huge pages that one of them reserves are no other's to take, or to give back.
+DPDK = ("test_bench.py", "test_soak.py", "test_vhost_dpdk.py", "test_vhost_dpdk_faults.py")
 
 _failed = pytest.StashKey[bool]()
 _tests = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "rule(*names): what the test holds, see conformance.py")
+    for marker in (
+        "rule(*names): what the test holds, see conformance.py",
+        "unsanitized(why): not for the build with sanitizers",
+        "xdist_group(name): run by one process",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at its marker
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The tests of tools/fuzz come last: the losses they stage leave DMA memory behind, and a
     vhost-user memory table has no room for many regions."""
     items.sort(key=lambda item: item.path.name == "test_fuzz.py")
+    for item in items:
+        if item.path.name in DPDK:
+            item.add_marker(pytest.mark.xdist_group("dpdk"))
+    if SANITIZED:
+        apart = [item for item in items if item.get_closest_marker("unsanitized")]
+        config.hook.pytest_deselected(items=apart)
+        items[:] = [item for item in items if not item.get_closest_marker("unsanitized")]
 
 
 def pytest_collection_finish() -> None:

@@ -14,18 +14,12 @@ import pytest
 from hypothesis import HealthCheck, seed, settings
 
 EXAMPLES = os.environ.get("PYVIRTNET_EXAMPLES")
-SANITIZED = "PYVIRTNET_SANITIZED" in os.environ
 SEED = int(os.environ.get("PYVIRTNET_SEED") or random.SystemRandom().getrandbits(32))
-
-
-def examples(wanted: int) -> int:
-    """Fewer with sanitizers: all is several times slower, and tools/fuzz does as much."""
-    return wanted // 4 if SANITIZED else wanted
 
 
 def run_as_test(machine: Any, wanted: int, steps: int) -> Any:
     """The machine's test case, to be collected by pytest; it plays `wanted` examples."""
-    chosen = int(EXAMPLES or examples(wanted))
+    chosen = int(EXAMPLES or wanted)
     case = machine.TestCase
     case.settings = settings(
         max_examples=chosen,

@@ -149,6 +149,7 @@ def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> No
 # ---- instructions
 
 
+@pytest.mark.unsanitized("valgrind runs no program that has a sanitizer")
 @needs_valgrind
 @pytest.mark.parametrize("name", ["core", "core-packed"])
 def test_no_frame_costs_more_instructions_than_stored(name: str) -> None:

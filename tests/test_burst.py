@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import examples
 from nic import Nic, finish, frame, frames
 
 from pyvirtnet import Frame, PortClosed, RxBurst, TxBurst
@@ -194,7 +193,7 @@ def compare_with_a_list(nic, kind):
             row[: len(data)] = np.frombuffer(data, np.uint8)
         burst.set_lengths(SIZES)
 
-    @settings(max_examples=examples(300), deadline=None)
+    @settings(max_examples=300, deadline=None)
     @given(st.lists(selections, min_size=1, max_size=3), whole)
     def same(keys, at):
         part, model = burst, CONTENT

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import examples
 
 import pyvirtnet
 
@@ -338,7 +337,7 @@ def packets(draw):
 
 
 @given(packets(), st.sampled_from([b"", TAG, SERVICE_TAG + TAG]), st.binary(max_size=20))
-@settings(deadline=None, max_examples=examples(300))
+@settings(deadline=None, max_examples=300)
 def test_any_packet_is_mended_as_the_book_says(scattering, packet, tags, padding):
     right = by_the_book(packet)
     for laid_out in (received, rows):
@@ -370,7 +369,7 @@ def by_the_book(packet):
 
 
 @given(st.binary(min_size=14, max_size=200), st.sampled_from(["0800", "86dd", "81000800"]))
-@settings(deadline=None, max_examples=examples(300))
+@settings(deadline=None, max_examples=300)
 def test_any_bytes_are_survived_and_mending_twice_is_mending_once(scattering, data, kind):
     data = data[:12] + bytes.fromhex(kind) + data[12:]
     burst = received(scattering, [data])

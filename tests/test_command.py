@@ -33,7 +33,7 @@ def test_a_subcommand_runs_with_what_follows_it(capsys: pytest.CaptureFixture[st
 
 
 def test_python_m_is_the_same() -> None:
-    command = [sys.executable, "-m", "pyvirtnet", "--version"]
+    command = [sys.executable, "-P", "-m", "pyvirtnet", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"pyvirtnet {pyvirtnet.__version__}\n"
 
@@ -125,7 +125,7 @@ def test_a_mend_is_a_command_that_the_user_has(
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    command = f"{sys.executable} -m pyvirtnet completion bash | head -n 1"
+    command = f"{sys.executable} -P -m pyvirtnet completion bash | head -n 1"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
     )
@@ -137,7 +137,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 def test_a_reader_that_is_gone_is_no_traceback(words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "pyvirtnet", *words]
+    command = [sys.executable, "-P", "-m", "pyvirtnet", *words]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
@@ -261,7 +261,7 @@ def test_each_shell_has_its_script(shell: str, capsys: pytest.CaptureFixture[str
 
 
 def test_a_door_says_its_own_name() -> None:
-    command = [sys.executable, "-m", "pyvirtnet.cli.pktgen", "tx"]
+    command = [sys.executable, "-P", "-m", "pyvirtnet.cli.pktgen", "tx"]
     environment = os.environ | {"PYVIRTNET_DOOR": "tools/"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 2

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import examples
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6EchoReply,
@@ -176,7 +175,7 @@ def test_a_request_cut_anywhere_is_left_alone_or_answered_within_its_bounds(port
     ]
 
 
-@settings(max_examples=examples(300), deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(ANSWERED)),
     changes=st.lists(st.tuples(st.integers(12, 93), st.integers(0, 255)), max_size=4),

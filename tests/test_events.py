@@ -4,7 +4,6 @@ import struct
 import threading
 
 import pytest
-from machines import SANITIZED
 from nic import PLAIN, Nic, finish, frame, frames
 
 from pyvirtnet.testing import mask
@@ -55,12 +54,11 @@ def test_waiting_is_woken_by_the_interrupt(features, start):
 
 @pytest.mark.parametrize("features", [EVENTS, PACKED | EVENTS], ids=["split", "packed"])
 def test_polling_asks_for_no_interrupt_ever(features):
-    """used_event is moved on: it comes round after 65536 buffers, in either direction. (With
-    sanitizers that takes too long.)"""
+    """used_event is moved on: it comes round after 65536 buffers, in either direction."""
     nic = Nic(offered=PLAIN | features, queue_sizes=(256, 256))
     content, done, sent = frames(256), 0, 0
     tx = nic.port.alloc_burst(256, 60)
-    while min(done, sent) <= (1 << 12 if SANITIZED else 1 << 16):
+    while min(done, sent) <= 1 << 16:
         done += nic.device.deliver_some(content)
         while len(nic.port.recv_burst(256)):
             pass

@@ -4,7 +4,6 @@ Format, IN_ORDER, EVENT_IDX with indirect tables, and where the ring starts; the
 bring the orders of completion.
 """
 
-import os
 from itertools import product
 from types import FunctionType
 
@@ -29,11 +28,6 @@ FORMATS = {
     )
     if (ring, extra) != ("split", "plain")  # the modules themselves
 }
-if "PYVIRTNET_SANITIZED" in os.environ:  # several times slower: the formats with most to them
-    FORMATS = {
-        name: FORMATS[name]
-        for name in ("split-all-from_fff0", "packed-plain-from_fff0", "packed-all-from_fff0")
-    }
 # What is about the words of a plain split ring, about completion that IN_ORDER forbids, or about
 # one format in itself
 NOT_HERE = {

@@ -122,11 +122,13 @@ def measured(code: str, *arguments: str) -> list[int]:
     return [int(word) for word in subprocess.check_output(command, text=True, timeout=120).split()]
 
 
+@pytest.mark.unsanitized("its memory is mostly the sanitizer's")
 def test_a_process_with_one_port_takes_64_mib_at_most():
     (kib,) = measured(RESIDENT, "sim:loopback")
     assert 10 << 10 < kib <= LIMIT_KIB
 
 
+@pytest.mark.unsanitized("its memory is mostly the sanitizer's")
 def test_and_over_vhost_user(path, start):
     start()
     (kib,) = measured(RESIDENT, f"vhost-user:{path}")

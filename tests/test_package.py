@@ -19,6 +19,7 @@ from pyvirtnet.cli._vm_package import _build_folder, _wheel
 
 ROOT = Path(__file__).parent.parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+pytestmark = pytest.mark.unsanitized("about the package as it is installed")
 # Sources of what is compiled, and folders' build files: they stay at home.
 NOT_INSTALLED = {".pyx", ".pxd", ".h", ".build"}
 

@@ -12,7 +12,6 @@ import dpkt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import examples
 from scapy.packet import Raw
 from scapy.utils import PcapNgReader, PcapNgWriter, PcapReader, PcapWriter, RawPcapNgReader
 
@@ -256,7 +255,7 @@ def test_a_compressed_file_may_end_in_the_middle(tmp_path, burst, ng):
     assert reader.truncated
 
 
-@settings(max_examples=examples(300), deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data())
 def test_damaged_files_end_in_packets_or_an_error(tmp_path_factory, data):
     whole = section("<") + interface("<") + enhanced("<", 5, b"x" * 61) * 3

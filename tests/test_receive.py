@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import examples
 from nic import HEAD, HEADER, PAGE, Nic, buffers, finish, frame, frames, run_python
 
 SIZES = [14, 60, 127, 128, 129, 1514, 4084, 4085, 8180, 8181, 9014, 65535]
@@ -168,7 +167,7 @@ def merged_frames(draw):
 def test_random_merges(start):
     nic = Nic(queue_sizes=(64, 64), start_index=start, fill=False)
 
-    @settings(max_examples=examples(80), deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(st.lists(merged_frames(), min_size=1, max_size=4), st.integers(1, 5))
     def merges(plan, limit):
         before = nic.port.stats

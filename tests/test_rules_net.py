@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import examples
 from nic import HEADER, PAGE, Nic, finish, frame, frames
 
 from pyvirtnet.testing import DEFAULT_FEATURES, NetDevice, mask
@@ -82,7 +81,7 @@ def test_what_a_received_header_says_changes_nothing(features):
     nic = Nic(queue_sizes=(64, 64), features=features, fill=False)
     sizes = st.sampled_from([14, 60, 128, 129, 1514] + ([] if features else [4085, 9014]))
 
-    @settings(max_examples=examples(150), deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.lists(st.tuples(fields, sizes), min_size=1, max_size=8))
     def headers(plan):
         for number, (header, size) in enumerate(plan):

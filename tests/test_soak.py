@@ -22,6 +22,7 @@ SOAK = [sys.executable, "-P", "-m", "pyvirtnet.cli.soak"]
 CLEAN = dict.fromkeys(("lost", "duplicated", "reordered", "corrupt", "foreign"), 0)
 
 
+@pytest.mark.unsanitized("its memory grows: what was freed is kept for a while")
 @needs_testpmd
 @pytest.mark.parametrize("rings", ["split", "packed"])
 def test_half_a_million_frames_of_several_sizes_through_testpmd(rings):
@@ -41,6 +42,7 @@ def test_half_a_million_frames_of_several_sizes_through_testpmd(rings):
     assert result["machine"]["dpdk"].startswith("DPDK")
 
 
+@pytest.mark.unsanitized("its memory grows: what was freed is kept for a while")
 def test_in_words(capsys):
     assert soak.main(["--device", "sim:loopback", "--frames", "2e3"]) == 0
     out = capsys.readouterr().out

@@ -13,6 +13,8 @@ STUBS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in ROOT.glob("pyvirtnet/**/*.pyi")
 )
+pytestmark = pytest.mark.unsanitized("about the sources")
+
 # Put into every extension module by Cython, for its own use.
 UNSTUBBED = r".*\.__test__" + "\n" + r".*\.__pyx_capi__" + "\n"
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import examples
 
 import pyvirtnet
 from pyvirtnet import Port, TxBurst
@@ -209,7 +208,7 @@ class Model:
 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=200), st.sampled_from([0, 5 * STREAM]))
-@settings(deadline=None, max_examples=examples(100))
+@settings(deadline=None, max_examples=100)
 def test_counts_agree_with_a_model(numbers: list[int], base: int) -> None:
     with pyvirtnet.open("sim:loopback") as port:
         burst = port.alloc_burst(len(numbers), MIN_STAMPED)

@@ -48,7 +48,7 @@ def port() -> Iterator[Port]:
 @pytest.fixture
 def other() -> Iterator[subprocess.Popen[str]]:
     """A process with a port, which sends as many frames as it is told."""
-    command = [sys.executable, "-c", PROGRAM]
+    command = [sys.executable, "-P", "-c", PROGRAM]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -193,7 +193,7 @@ def test_a_command_can_be_watched(port: Port, tmp_path: Path, command: str) -> N
         Writer(file).write(port.alloc_burst(1, 60), 0)
     written.touch()
     words = command.format(sent=sent, written=written).split()
-    program = [sys.executable, "-m", "pyvirtnet.cli.main", *words]
+    program = [sys.executable, "-P", "-m", "pyvirtnet.cli.main", *words]
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             rows: list[dict[str, Any]] = []
