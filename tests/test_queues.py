@@ -9,7 +9,7 @@ from nic import PLAIN, Liar, Nic, frame, frames
 from vhost_fixtures import SECONDS, open_port, path, round_trip, start, until
 
 import pyvirtnet
-from pyvirtnet import CommandRefused, DeviceBroken, FeatureMissing, PortClosed, _queue
+from pyvirtnet import CommandRefused, DeviceBroken, FeatureMissing, PortClosed, _queue, life
 from pyvirtnet.testing import HostileDevice, Loopback, NetDevice, mask
 
 __all__ = ["path", "start"]  # fixtures
@@ -138,17 +138,19 @@ def test_a_reset_ends_a_wait_at_any_pair(make_nic):
     exchange(nic)
 
 
-def test_a_pair_that_was_waited_at_serves_again_after_a_reset(make_nic):
+def test_a_pair_that_was_waited_at_serves_again_after_a_reset(make_nic, monkeypatch):
     """It was dead for good, though its error said to call it again."""
+    monkeypatch.setattr(life, "LEAVE_SECONDS", 30)
     nic = many(make_nic)
     before, got = nic.port.queues, []
 
     def wait(queue):
         try:
-            queue.recv_burst(1, timeout=None)
+            burst = queue.recv_burst(1, timeout=None)
         except PortClosed:
-            until(lambda: nic.port.info()["posted_pages"])
-            got.append(bytes(queue.recv_burst(1, timeout=SECONDS)[0]))
+            until(lambda: queue.posted)
+            burst = queue.recv_burst(1, timeout=SECONDS)
+        got.append(bytes(burst[0]))
 
     threads = [threading.Thread(target=wait, args=(queue,)) for queue in before]
     for thread in threads:
