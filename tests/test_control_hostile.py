@@ -11,6 +11,7 @@ from commands import ALL, GROUP, OTHER, OURS
 from driven import User as FrameUser
 from driven import comes_back, conserved
 from nic import Nic
+from vhost_fixtures import SECONDS
 
 from pyvirtnet import DeviceTimeout, Error, PortClosed, QueueBusy, Rss
 from pyvirtnet.testing import HostileDevice, NetDevice, mask
@@ -133,18 +134,27 @@ def test_a_reset_by_a_signal_handler_in_the_middle_of_a_command(make_nic):
     """The command ends at once: its device was reset, and its queue is no more."""
     nic = make_nic(NetDevice(features=ALL))
     nic.device.control.mute = True
-    port = nic.port
+    port, me, under_way = nic.port, threading.get_ident(), threading.Event()
+    port._control.seconds = SECONDS
+    nic.device.on_kick = under_way.set
 
     def handle(*_):
         nic.device.control.mute = False
         port.reset()
 
+    def interrupt():
+        assert under_way.wait(SECONDS)
+        with nic.device.lock:  # the kick is over
+            signal.pthread_kill(me, signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, handle)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
         with pytest.raises(PortClosed, match="reset"):
             port.promiscuous = False
     finally:
+        thread.join()
         signal.signal(signal.SIGALRM, before)
     assert port.promiscuous is None
     port.promiscuous = False
