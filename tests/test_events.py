@@ -1,14 +1,13 @@
 """Kicks and interrupts of every ring format, where indices and laps wrap (2.7.10, 2.8.10)."""
 
-import struct
 import threading
 
 import pytest
+from later import EVENTS, PACKED, asks
 from nic import PLAIN, Nic, finish, frame, frames
 
 from pyvirtnet.testing import mask
 
-PACKED, EVENTS = mask("ring_packed"), mask("event_idx")
 FORMATS = {
     "split": 0,
     "split-events": EVENTS,
@@ -19,15 +18,6 @@ FORMATS = {
 }
 STARTS = [0, 0x7FFF, 0xFFF0, 0xFFFF]
 each_format = pytest.mark.parametrize("features", FORMATS.values(), ids=FORMATS)
-
-
-def asks(queue, features):
-    """Whether the driver wants an interrupt for the next used buffer, as its words say."""
-    if features & PACKED:
-        return struct.unpack_from("<H", queue._driver_area, 2)[0] != 1
-    if features & EVENTS:
-        return struct.unpack_from("<H", queue._avail, 4 + 2 * queue.size)[0] == queue._given
-    return not queue._avail[0] & 1
 
 
 @each_format

@@ -1,10 +1,10 @@
 """A device that writes what is not its to write: the driver never reads it back."""
 
 import time
-from threading import Timer
 
 import pytest
 from driven import User, comes_back
+from later import Later
 from nic import HEADER, PLAIN, Liar, Nic, frame, frames
 
 from pyvirtnet import DeviceBroken
@@ -167,10 +167,8 @@ def test_interrupts_without_a_frame(nic):
 def test_frames_without_an_interrupt(nic):
     """A wait looks at the ring by itself as well."""
     nic.device.raise_interrupt = lambda _: None
-    late = Timer(0.05, nic.device.deliver, [frame(60)])
-    late.start()
     begin = time.monotonic()
-    burst = nic.port.recv_burst(1, timeout=30)
+    with Later(nic, lambda: nic.device.deliver(frame(60))):
+        burst = nic.port.recv_burst(1, timeout=30)
     assert 0.04 < time.monotonic() - begin < 10
     assert bytes(burst[0]) == frame(60)
-    late.join()

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from later import Later
 from nic import Nic, frame, frames, run_python
 
 from pyvirtnet import PortClosed, QueueBusy
@@ -403,13 +404,11 @@ def test_a_port_that_ends_while_its_own_call_runs(nic, end):
 def test_a_signal_handler_that_ends_the_port(nic, end):
     before = signal.signal(signal.SIGUSR1, lambda *_: getattr(nic.port, end)())
     me = threading.get_ident()
-    timer = threading.Timer(0.05, signal.pthread_kill, (me, signal.SIGUSR1))
-    timer.start()
     try:
-        with pytest.raises(PortClosed):
-            nic.port.recv_burst(1, timeout=None)
+        with Later(nic, lambda: signal.pthread_kill(me, signal.SIGUSR1)):
+            with pytest.raises(PortClosed):
+                nic.port.recv_burst(1, timeout=None)
     finally:
-        timer.join()
         signal.signal(signal.SIGUSR1, before)
     if end == "reset":
         nic.pass_through(frames(300))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from nic import HEAD, HEADER, PAGE, Nic, buffers, finish, frame, frames, run_python
 
 SIZES = [14, 60, 127, 128, 129, 1514, 4084, 4085, 8180, 8181, 9014, 65535]
@@ -407,13 +408,11 @@ def test_ctrl_c_ends_a_wait(nic):
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     me = threading.get_ident()
-    timer = threading.Timer(0.05, signal.pthread_kill, (me, signal.SIGUSR1))
     try:
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
-            nic.port.recv_burst(1, timeout=None)
+            with Later(nic, lambda: signal.pthread_kill(me, signal.SIGUSR1)):
+                nic.port.recv_burst(1, timeout=None)
     finally:
-        timer.join()
         signal.signal(signal.SIGUSR1, before)
     nic.pass_through(frames(300))
 

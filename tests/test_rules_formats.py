@@ -4,9 +4,9 @@ driver: against the strict model, and looking at the words in memory (VIRTIO 1.3
 import random
 import re
 import struct
-import threading
 
 import pytest
+from later import Later
 from nic import PAGE, PLAIN, CountedDevice, Nic, finish, frame, frames
 from test_rules_rings import NEXT, ROOT, WRITE, body, chains
 
@@ -354,10 +354,8 @@ def test_what_is_asked_of_a_device_with_event_idx(make_nic, packed):
     queue.fetch = watch
     nic.device.deliver(*frames(10))
     nic.receive()
-    wake = threading.Timer(0.02, nic.device.deliver, [frame(60)])
-    wake.start()
-    assert len(nic.port.recv_burst(8, timeout=None)) == 1
-    wake.join()
+    with Later(nic, lambda: nic.device.deliver(frame(60))):
+        assert len(nic.port.recv_burst(8, timeout=None)) == 1
     nic.device.receive_room()
     assert set(seen) == ({0, 1} if packed else {0})
     assert seen[-1] == (1 if packed else 0)  # 2.8.10: 1 is off

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from later import Later
 from nic import PAGE, frame, frames
 
 from pyvirtnet import Port
@@ -121,10 +122,8 @@ def test_flags_of_the_available_ring(nic):
     nic.device.deliver(*frames(10))
     nic.receive()
     assert nic.port.recv_burst(1, timeout=0.001) is not None
-    wake = threading.Timer(0.02, nic.device.deliver, [frame(60)])
-    wake.start()
-    assert len(nic.port.recv_burst(8, timeout=None)) == 1
-    wake.join()
+    with Later(nic, lambda: nic.device.deliver(frame(60))):
+        assert len(nic.port.recv_burst(8, timeout=None)) == 1
     assert set(seen) == {0, 1}
     assert struct.unpack_from("<H", flags) == (1,)
     assert struct.unpack_from("<H", nic.device.queues[1]._avail) == (1,)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-import threading
 
 import pytest
 import vhost_wire as wire
+from later import Later
 from vhost_backend import FEATURES
 from vhost_fixtures import (
     SECONDS,
@@ -205,10 +205,8 @@ def test_the_number_of_queues(path, start):
 def test_a_wait_ends_with_the_interrupt(path, start):
     back_end = start()
     with open_port(path) as port:
-        timer = threading.Timer(0.05, lambda: back_end.device.deliver(bytes(60)))
-        timer.start()
-        assert len(port.recv_burst(1, timeout=None)) == 1
-        timer.join()
+        with Later(back_end, lambda: back_end.device.deliver(bytes(60))):
+            assert len(port.recv_burst(1, timeout=None)) == 1
         assert back_end.device.interrupts[0] == 1
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from later import Later
 from nic import PLAIN, Nic, frame, frames
 from test_fork import in_child
 from vhost_fixtures import SECONDS, open_port, path, start, until
@@ -49,21 +50,6 @@ def readable(source, seconds=0):
 def asleep(nic, index=0):
     """Does the driver ask this queue's device for an interrupt, in a ring without EVENT_IDX?"""
     return not nic.device.queues[index]._avail[0] & 1
-
-
-class Later:
-    """A call in a thread, once the port waits; it has come back at the end of the block."""
-
-    def __init__(self, nic, call, index=0):
-        self.ready = lambda: asleep(nic, index)
-        self.thread = threading.Thread(target=lambda: (until(self.ready), call()))
-
-    def __enter__(self):
-        self.thread.start()
-
-    def __exit__(self, *_):
-        self.thread.join(SECONDS)
-        assert not self.thread.is_alive()
 
 
 # ---- file descriptors ----------------------------------------------------------------------------
@@ -298,11 +284,11 @@ def test_ctrl_c_ends_a_wait(nic):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    before, me = signal.signal(signal.SIGALRM, interrupt), threading.get_ident()
     try:
         with pytest.raises(KeyboardInterrupt):
-            nic.port.recv_burst(1, timeout=None)
+            with Later(nic, lambda: signal.pthread_kill(me, signal.SIGALRM)):
+                nic.port.recv_burst(1, timeout=None)
     finally:
         signal.signal(signal.SIGALRM, before)
     nic.device.deliver(frame(60))
