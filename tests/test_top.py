@@ -36,6 +36,7 @@ with pyvirtnet.publish(), pyvirtnet.open("sim:loopback") as port:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "run"
     monkeypatch.setenv("PYVIRTNET_RUN", str(folder))
+    monkeypatch.setattr(top, "ANSWER_SECONDS", 30.0)
     return folder
 
 

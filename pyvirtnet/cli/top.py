@@ -15,6 +15,8 @@ from typing import Any
 from ..publishing import folder
 from ._command import FAILED, OK, Parser, number, program, run, seconds
 
+ANSWER_SECONDS = 1.0  # for a process to say what it publishes
+
 Snapshot = dict[str, Any]
 _HEADINGS = ("PID", "PROGRAM", "PORT", "Q", "RX PPS", "RX GB/S", "TX PPS", "TX GB/S",
              "DROPS", "FULL/S", "TX RING", "RX RING", "PAGES")  # fmt: skip
@@ -72,7 +74,7 @@ def look(pids: Sequence[int] = ()) -> dict[int, Snapshot]:
 
 def _ask(path: Path) -> Snapshot | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
-        asker.settimeout(1.0)
+        asker.settimeout(ANSWER_SECONDS)
         try:
             asker.connect(str(path))
         except ConnectionRefusedError:
