@@ -310,16 +310,17 @@ def test_waiting_takes_no_processor(nic):
 def test_frames_that_come_fast_are_looked_for_before_sleeping(make_nic, monkeypatch):
     """Not for long, and no more once they come slowly."""
     monkeypatch.setattr(_queue, "SLICE_SECONDS", 0.02)
-    nic, sleep = make_nic(), WakeUp.sleep
+    nic, drain = make_nic(), WakeUp.drain
     queue = nic.port.queues[0]
 
-    def soon(wakeup, seconds):
-        """The device delivers as soon as the driver sleeps."""
-        return nic.device.deliver(frame(60)) and sleep(wakeup, seconds)
+    def soon(wakeup):
+        """The device delivers just before the driver sleeps, so that it wakes at once."""
+        nic.device.deliver(frame(60))
+        drain(wakeup)
 
     assert queue.spin == 0
     with monkeypatch.context() as patch:
-        patch.setattr(WakeUp, "sleep", soon)
+        patch.setattr(WakeUp, "drain", soon)
         looks = 0
         for _ in range(1000):
             assert len(nic.port.recv_burst(1, timeout=SECONDS)) == 1
