@@ -38,11 +38,16 @@ def has(name: str) -> bool:
     return Path(f"/sys/class/net/{name}").exists() or name in Path("/proc/net/dev").read_text()
 
 
-def up(name: str, address: str) -> None:
-    """Once a port has made the interface."""
+def await_port(name: str) -> None:
+    """Until a port has made the interface, for a bound time."""
     end = time.monotonic() + 30
     while not has(name) and time.monotonic() < end:
         time.sleep(0.01)
+
+
+def up(name: str, address: str) -> None:
+    """Once a port has made the interface."""
+    await_port(name)
     ip("addr", "add", f"{address}/24", "dev", name)
     ip("link", "set", name, "up")
 
@@ -94,6 +99,7 @@ def tcp() -> dict[str, Any]:
         inside = ["nsenter", "--net", "--target", str(holder.pid)]
         while os.readlink(f"/proc/{holder.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
             time.sleep(0.01)
+        await_port("tap1")
         ip("link", "set", "tap1", "netns", str(holder.pid))
         for words in (
             ["addr", "add", f"{THEIRS}/24", "dev", "tap1"],
