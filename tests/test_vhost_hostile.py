@@ -24,6 +24,7 @@ from vhost_fixtures import (
 import pyvirtnet
 from pyvirtnet import DeviceBroken, DeviceGone, DeviceTimeout
 from pyvirtnet.transport import vhost_messages
+from pyvirtnet.transport.vhost_messages import Connection
 
 __all__ = ["path", "start"]  # fixtures
 
@@ -166,13 +167,20 @@ def test_a_back_end_that_hangs_at_close(path, start, impatient):
 
 
 def test_memory_that_a_hanging_back_end_may_write_is_not_used_again(path, start, monkeypatch):
-    back_end = start()
+    back_end, ask = start(), Connection.ask_vring_state
+
+    def ask_briefly(*words):
+        with monkeypatch.context() as patch:
+            patch.setattr(vhost_messages, "ANSWER_SECONDS", 0.2)
+            return ask(*words)
+
     with open_port(path) as port:
         round_trip(port, 9014)
         memory = port._memory
         back_end.hooks[wire.GET_VRING_BASE] = lambda _: b""
-        monkeypatch.setattr(vhost_messages, "ANSWER_SECONDS", 1.0)  # for those that come, too
-        port.reset()
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "ask_vring_state", ask_briefly)
+            port.reset()
         assert port._memory is not memory
         del back_end.hooks[wire.GET_VRING_BASE]
         round_trip(port, 60, 9014)
