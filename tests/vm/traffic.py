@@ -1,5 +1,6 @@
 """Frames of every size across a cable, both ways, and whether each of them came."""
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -67,3 +68,12 @@ def wake(tx: Port, rx: Port) -> None:
     timer.join()
     assert bytes(frame) == b"wake" * 15
     assert time.monotonic() - start < SECONDS / 2
+
+
+def answered(report: str, count: int) -> bool:
+    """Does ping say that its first `count` requests were answered, each once?
+
+    It goes on sending until so many answers are there: the last one may find one more on its way.
+    """
+    numbers = re.findall(r"bytes from \S+ icmp_seq=(\d+) ", report)
+    return f" {count} received, " in report and sorted(map(int, numbers)) == [*range(1, count + 1)]
