@@ -203,7 +203,7 @@ def test_the_real_one() -> None:
     assert [one["size"] for one in rows] == [60, 128, 129, 1514, 4084, 4085, 9014, 65535]
     for one, buffers in zip(rows, BUFFERS, strict=True):
         assert list(one) == KEYS
-        assert one["sent"] == one["received"] >= 100
+        assert one["sent"] == one["received"] > 0
         assert one["lost"] == one["corrupt"] == 0
         assert one["buffers_per_frame"] == buffers
         assert one["pps"] > 0
