@@ -63,12 +63,12 @@ def test_an_image_as_json() -> None:
 @needs_guest
 def test_a_hang_ends_with_a_time_out_and_the_console_also_as_json() -> None:
     script = "echo begun; echo err >&2; echo lost at sea >/dev/console; sleep 1000"
-    result = run("--ports", "0", "--timeout", "2", "--json", "--", "sh", "-c", script)
+    result = run("--ports", "0", "--timeout", "15", "--json", "--", "sh", "-c", script)
     assert result.returncode == 124
     found = json.loads(result.stdout)
     failure = found.pop("failure")
     assert found == {"status": 124, "stdout": "begun\n", "stderr": "err\n"}
-    assert "time-out: the command did not end within 2 s" in failure
+    assert "time-out: the command did not end within 15 s" in failure
     assert failure.endswith("lost at sea")
     assert failure in result.stderr
 
