@@ -55,7 +55,6 @@ class Publication:
             why = str(error.strerror or error)
             mend = "close what publishes already, or set PYVIRTNET_RUN to a folder of your own"
             raise Error(f"cannot publish under {place}", why, mend) from None
-        self._socket.listen()
         threading.Thread(target=self._serve, name="pyvirtnet-publish", daemon=True).start()
 
     def _bind(self) -> None:
@@ -63,9 +62,12 @@ class Publication:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
             other.connect(str(self._path))
             raise Error("cannot publish twice", "this process does already", "close the other one")
-        self._path.unlink(missing_ok=True)
-        self._socket.bind(str(self._path))
-        self._path.chmod(0o600)
+        unheard = self._path.with_suffix(".new")  # who asks before it listens takes it for dead
+        unheard.unlink(missing_ok=True)
+        self._socket.bind(str(unheard))
+        unheard.chmod(0o600)
+        self._socket.listen()
+        unheard.rename(self._path)
 
     def close(self) -> None:
         """May be called twice."""

@@ -134,6 +134,22 @@ def test_only_its_user_may_ask_and_closing_ends_it(port: Port, place: Path) -> N
     again.close()
 
 
+def test_a_process_that_is_about_to_publish_is_not_taken_for_dead(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket was cleared away, and it was never seen."""
+    listen, seen = socket.socket.listen, []
+
+    def look_and_listen(self: socket.socket) -> None:
+        seen.append(top.look())
+        listen(self)
+
+    monkeypatch.setattr(socket.socket, "listen", look_and_listen)
+    with pyvirtnet.publish():
+        assert [*seen, list(top.look())] == [{}, [os.getpid()]]
+    assert list(place.iterdir()) == []
+
+
 def test_an_asker_that_never_reads_holds_nobody_up(port: Port, place: Path) -> None:
     with pyvirtnet.publish():
         (path,) = place.iterdir()
