@@ -129,9 +129,11 @@ class Memory:
         mapped: list[Region] = []
         with self._showing:
             try:
-                for region in self.regions():
-                    mapper.map(region)
-                    mapped.append(region)
+                # Until there is none that a signal handler has allocated meanwhile.
+                while missing := [region for region in self.regions() if region not in mapped]:
+                    for region in missing:
+                        mapper.map(region)
+                        mapped.append(region)
             except BaseException:
                 for region in mapped:
                     mapper.unmap(region.iova, region.size)

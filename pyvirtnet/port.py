@@ -172,6 +172,8 @@ class Port(Life, Awaited, Filters, Tuning, Events):
             try:
                 return self._read_link()
             except DeviceGone:
+                if self._down is not None:  # a signal handler's doing
+                    raise self._down.copy() from None
                 if self._reconnect:
                     return Link(False, None, None)
                 raise
@@ -194,6 +196,8 @@ class Port(Life, Awaited, Filters, Tuning, Events):
         away."""
         if Feature.MTU in self._features.negotiated and self._down is None:
             with self._care:
+                if self._down is not None:  # since then
+                    return self._mtu
                 try:
                     self._mtu = self._config("<H", NetConfig.MTU)
                 except DeviceGone:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import vhost_wire as wire
 from test_fork import in_child
 from test_vhost_memory import tables
 from vhost_backend import FEATURES
-from vhost_fixtures import SECONDS, descriptors, open_port, path, round_trip, start, until
+from vhost_fixtures import (
+    SECONDS,
+    descriptors,
+    open_port,
+    path,
+    poll_until_error,
+    round_trip,
+    start,
+    until,
+)
 
 import pyvirtnet
 from pyvirtnet import DeviceGone, PortClosed
+from pyvirtnet.control.queue import ControlQueue
 from pyvirtnet.dma import Memory, Region, memory
 from pyvirtnet.testing import Loopback, NetDevice, mask
 from pyvirtnet.transport import vhost_messages
@@ -118,6 +131,76 @@ def test_a_back_end_that_dies_while_its_configuration_is_read(path, start) -> No
         round_trip(port)
 
 
+def test_a_port_closed_before_its_mtu_is_read(path, start) -> None:
+    """By another thread, which was waited for: DeviceGone instead of the last word."""
+    start(Loopback(features=FEATURES | mask("mtu"), mtu=1500))
+    port = open_port(path)
+    care, close = port._care, once(port.close)
+
+    class Care:
+        def __enter__(self) -> None:
+            close()
+            care.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            care.release()
+
+    port._care = Care()
+    assert port.mtu == 1500
+    assert port._closed
+
+
+def test_memory_that_goes_while_a_table_is_composed(path, start, monkeypatch) -> None:
+    """The file of a region in it was closed before it was sent: a healthy back end was gone."""
+    back_end = start()
+    with open_port(path) as port:
+        held, regions = [memory.allocate(1), memory.allocate(1)], []
+        compose = MemoryTable.compose
+
+        def drop_and_allocate() -> None:
+            held.pop()
+            regions.append(memory.allocate(1))
+
+        change = once(drop_and_allocate)
+        monkeypatch.setattr(MemoryTable, "compose", lambda self: (compose(self), change())[0])
+        regions.append(memory.allocate(1))
+        assert tables(back_end)[-1] == len(port._transport._table)
+        held.pop()
+        assert tables(back_end)[-1] == len(port._transport._table)
+        round_trip(port)
+
+
+def test_a_table_that_is_refused_later_is_an_error(path, start, monkeypatch) -> None:
+    """It was nobody's: the device was given addresses that it does not know."""
+    back_end = start()
+    with open_port(path) as port:
+        regions, answer = [], Connection._answer
+        no = wire.answer(wire.SET_MEM_TABLE, struct.pack("<Q", 1))
+
+        def allocate() -> None:
+            back_end.hooks[wire.SET_MEM_TABLE] = lambda _: no
+            regions.append(memory.allocate(1))
+
+        inside = once(allocate)
+        monkeypatch.setattr(Connection, "_answer", lambda *args: (inside(), answer(*args))[1])
+        assert port.link.up
+        assert "failed" in str(poll_until_error(port))
+
+
+def test_ctrl_c_in_a_time_out(path, start, monkeypatch) -> None:
+    """The next exchange took the late answer for its own."""
+    back_end = start()
+    with open_port(path) as port:
+        back_end.hooks[wire.GET_CONFIG] = lambda _: b""
+        with monkeypatch.context() as patch:
+            patch.setattr(vhost_messages, "ANSWER_SECONDS", 0.1)
+            patch.setattr(Connection, "_late", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                _ = port.link
+        with pytest.raises(DeviceGone, match="interrupted"):
+            _ = port.link
+
+
 # ---- memory ------------------------------------------------------------------------------------
 
 
@@ -184,25 +267,62 @@ def test_memory_allocated_while_addresses_are_reserved(monkeypatch) -> None:
     assert abs(outer.iova - inner[0].iova) >= 1 << 21
 
 
+def test_memory_allocated_while_a_mapper_is_attached() -> None:
+    """By a signal handler: the mapper never saw it."""
+    source, held = Memory(), []
+    held.append(source.allocate(1))
+    allocate = once(lambda: held.append(source.allocate(1)))
+
+    class Seeing:
+        physical = False
+
+        def map(self, region: Region) -> None:
+            allocate()
+            seen.append(region)
+
+    seen: list[Region] = []
+    source.attach(Seeing())  # type: ignore[arg-type]
+    assert seen == held
+
+
 # ---- commands ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-@pytest.mark.parametrize("call", ["_expose", "_publish", "_answered"])
-def test_a_reset_in_the_middle_of_a_command(make_nic, monkeypatch, packed, call) -> None:
-    """By a signal handler: the command was written into the new queue, which the device refused."""
-    offered = mask("ctrl_vq", "ctrl_rx") | (mask("ring_packed") if packed else 0)
-    nic = make_nic(NetDevice(features=mask("version_1", "mrg_rxbuf") | offered))
-    port = nic.port
-    port.promiscuous = True
+COMMANDS = mask("version_1", "mrg_rxbuf", "ctrl_vq", "ctrl_rx")
+FORMATS = pytest.mark.parametrize(
+    "features", [COMMANDS, COMMANDS | mask("ring_packed")], ids=["split", "packed"]
+)
+
+
+@FORMATS
+@pytest.mark.parametrize("call", ["_expose", "_publish", "_marks", "_take"])
+def test_a_reset_in_the_middle_of_a_command(make_nic, monkeypatch, features, call) -> None:
+    """By a signal handler: the command was written into the new queue, which the device refused;
+    or it was answered, and its effect was gone."""
+    port = make_nic(NetDevice(features=features)).port
+    for i in range(34):
+        port.promiscuous = bool(i % 2)
     queue = type(port._control._queue)
+    if not hasattr(queue, call):
+        return  # of packed queues
     real, reset = getattr(queue, call), once(port.reset)
     monkeypatch.setattr(queue, call, lambda *args: (reset(), real(*args))[1])
     with pytest.raises(PortClosed, match="reset"):
         port.promiscuous = False
     assert len(port.recv_burst(1)) == 0
-    port.promiscuous = True
-    port.promiscuous = False
+    for i in range(70):
+        port.promiscuous = bool(i % 2)
+
+
+@FORMATS
+def test_a_reset_just_after_a_command(make_nic, monkeypatch, features) -> None:
+    """By a signal handler: it stood in the books, and the device had forgotten it."""
+    nic = make_nic(NetDevice(features=features))
+    submit, reset = ControlQueue.submit, once(nic.port.reset)
+    monkeypatch.setattr(ControlQueue, "submit", lambda *args: (submit(*args), reset())[0])
+    nic.port.promiscuous = False
+    assert nic.port.promiscuous is False
+    assert not nic.device.control.filter.promiscuous
 
 
 # ---- forks -------------------------------------------------------------------------------------
@@ -232,7 +352,8 @@ def test_a_back_end_s_files_are_closed_once(path, start, monkeypatch) -> None:
 
     def note(fd: int) -> None:
         closed.append(fd)
-        assert all(fd not in (events.kick, events.call) for events in transport._events.values())
+        left = list(transport._events.values())
+        assert all(fd not in (events.kick, events.call) for events in left)
         close(fd)
 
     monkeypatch.setattr(os, "close", note)

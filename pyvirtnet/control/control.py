@@ -180,7 +180,10 @@ class Control:
     def set(self, key: Hashable, command: Command, data: bytes, value: Any) -> None:
         """Send a command and keep it as the setting `key`, the last one made."""
         with self._lock:
-            self.ask(command, data)
+            asked: object = self
+            while asked is not self._queue:  # else a signal handler has reset the device since
+                asked = self._queue
+                self.ask(command, data)
             self._settings.pop(key, None)
             self._settings[key] = Setting(command, data, value)
 

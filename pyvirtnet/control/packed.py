@@ -55,8 +55,8 @@ class PackedControlQueue(ControlQueue):
             (first, self._iova + self._command_at, command),
             (second, self._iova + self._answer_at, room),
         ):  # with the marks they have: not available yet
-            at = 16 * (position % self.size)
-            DESCRIPTOR.pack_into(self._memory, at, iova, length, _ID, self._marks(position))
+            at, marks = 16 * (position % self.size), self._marks(position)
+            DESCRIPTOR.pack_into(self._memory, at, iova, length, _ID, marks)
         self._mark(second, DESC_WRITE | self._available(second))
         self._next += 2
 

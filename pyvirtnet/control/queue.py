@@ -93,6 +93,8 @@ class ControlQueue(ABC):
             self._expose(len(command), room)
             self._notify()
             length = self._wait(deed, room)
+            if self._stopped is not None:  # by a signal handler: the device has forgotten it
+                raise self._stopped.copy()
             return bytes(self._memory[answer : answer + length])
         finally:
             self._busy = False
@@ -104,8 +106,10 @@ class ControlQueue(ABC):
         self._memory = memoryview(bytearray(self._memory))
 
     def _notify(self) -> None:
-        if self._publish() and self._stopped is None:
-            ring(self.doorbell, self._position)
+        if self._publish():
+            position = self._position
+            if self._stopped is None:
+                ring(self.doorbell, position)
 
     def _wait(self, deed: str, room: int) -> int:
         """Until the command was used; the bytes written for it."""

@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import IntEnum
 from threading import RLock
 
@@ -69,7 +69,9 @@ class Connection:
         self.failure: Error | None = None
         self._socket = link
         self._lock = RLock()  # a signal handler may come to it in the thread that has it
-        self._talking = False  # an exchange is under way, of the thread that has the lock
+        self._in_step = True  # no answer is outstanding
+        # Of the thread that has the lock: an exchange is under way, or what is to be sent is made.
+        self._talking = self._composing = False
         self._due: dict[Request, Composer] = {}
         self._poller = select.poll()
         self._poller.register(link, select.POLLIN | select.POLLRDHUP)
@@ -110,7 +112,7 @@ class Connection:
     def tell_composed(self, request: Request, compose: Composer) -> None:
         """Tell what `compose` returns when the message's turn has come."""
         with self._turn():
-            self._tell(request, *compose())
+            self._tell_composed(request, compose)
 
     def tell_soon(self, request: Request, compose: Composer) -> None:
         """As `tell_composed`, but once an exchange that is under way has ended.
@@ -175,22 +177,32 @@ class Connection:
         if not self._lock.acquire(blocking=False):
             return False  # it is another thread's
         try:
-            return self._talking
+            return self._talking or self._composing
         finally:
             self._lock.release()
 
     def _catch_up(self) -> None:
         while self._due and self._lock.acquire(blocking=False):
             try:
-                if self._talking:  # on this thread's stack: it will catch up when it is done
+                if self._talking or self._composing:  # below on the stack, and catches up after it
                     return
                 request, compose = self._due.popitem()
-                with suppress(Error):
-                    self._tell(request, *compose())
+                self._tell_composed(request, compose)
             except KeyError:
                 return  # another thread was faster
+            except Error as error:
+                if self.failure is None:  # it refused: what it knows is not what it has to know
+                    self._fail(error)
             finally:
                 self._lock.release()
+
+    def _tell_composed(self, request: Request, compose: Composer) -> None:
+        """What changes while it is composed is told afterwards."""
+        try:
+            self._composing = True
+            self._tell(request, *compose())
+        finally:
+            self._composing = False
 
     def _tell(self, request: Request, payload: bytes, fds: Sequence[int]) -> None:
         if not self.acknowledged:
@@ -211,10 +223,11 @@ class Connection:
         """Send, and read an answer of one of `sizes`; with none, no answer is expected."""
         if self.failure is not None:
             raise self._gone(self.failure.why)
-        if self._talking:  # we are a signal handler: what it interrupted would be out of step
+        if self._talking or not self._in_step:  # a signal handler's, or a Ctrl-C has broken one off
             raise self._fail(self._interrupted())
-        self._talking = True
         deadline = time.monotonic() + ANSWER_SECONDS
+        self._in_step = False
+        self._talking = True
         try:
             self._send(_HEADER.pack(request, flags, len(payload)) + payload, fds, deadline)
             answer = self._answer(request, sizes, deadline) if sizes else b""
@@ -223,12 +236,9 @@ class Connection:
             raise self._fail(self._late(why)) from error
         except OSError as error:
             raise self._fail(self._gone(f"at {request.name}: {error.strerror}")) from error
-        except BaseException:
-            if self.failure is None:
-                self._fail(self._interrupted())
-            raise
         finally:
             self._talking = False
+        self._in_step = True
         return answer
 
     def _send(self, data: bytes, fds: Sequence[int], deadline: float) -> None:
