@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import vhost_wire as wire
+from nic import Nic, finish
 from test_fork import in_child
 from test_vhost_memory import tables
 from vhost_backend import FEATURES
@@ -28,7 +29,7 @@ import pyvirtnet
 from pyvirtnet import DeviceGone, PortClosed
 from pyvirtnet.control.queue import ControlQueue
 from pyvirtnet.dma import Memory, Region, memory
-from pyvirtnet.testing import Loopback, NetDevice, mask
+from pyvirtnet.testing import Loopback, NetDevice, Violation, mask
 from pyvirtnet.transport import vhost_messages
 from pyvirtnet.transport.vhost_messages import Connection
 from pyvirtnet.transport.vhost_table import MemoryTable
@@ -323,6 +324,28 @@ def test_a_reset_just_after_a_command(make_nic, monkeypatch, features) -> None:
     nic.port.promiscuous = False
     assert nic.port.promiscuous is False
     assert not nic.device.control.filter.promiscuous
+
+
+# ---- kicks -------------------------------------------------------------------------------------
+
+
+def test_a_kick_that_another_thread_s_reset_has_overtaken() -> None:
+    """It was a violation in that thread, of a device that was no longer there to be kicked."""
+    nic = Nic()
+    kick = nic.port._transport._ringer(nic.device.kick)
+    other = threading.Thread(target=nic.port.reset)
+    other.start()
+    other.join()
+    kick(0)
+    finish(nic)
+
+
+def test_a_kick_after_a_reset_of_the_same_thread_is_a_violation() -> None:
+    nic = Nic()
+    kick = nic.port._transport._ringer(nic.device.kick)
+    nic.port.close()
+    with pytest.raises(Violation, match="no kick before DRIVER_OK"):
+        kick(0)
 
 
 # ---- forks -------------------------------------------------------------------------------------

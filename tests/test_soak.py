@@ -107,6 +107,7 @@ def test_a_descriptor_that_stays_open_fails(monkeypatch):
 
 def test_sleeping_for_frames_leaves_no_descriptor(monkeypatch):
     monkeypatch.setattr(_soak_loop, "PATIENCE", 1)  # as where driver and device share a core
+    monkeypatch.setattr(soak, "resident", lambda: 10_000)
     with pyvirtnet.open("sim:loopback") as port:
         result = soaked(port, 1000)
     assert (result["descriptors_left"], result["passed"]) == (0, True)

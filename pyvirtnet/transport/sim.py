@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 from urllib.parse import parse_qsl
 from weakref import WeakValueDictionary
@@ -39,6 +40,7 @@ class SimTransport(Transport, dma.Mapper):
         self._memory = MemoryMap()
         self._fds: dict[int | None, int] = {}
         self.closed = False
+        self._lives, self._reset_by = 0, 0  # resets, and the thread that made the last one
         device.translate = self._memory.translate
         device.interrupt = self._interrupt
         dma.memory.attach(self)
@@ -59,7 +61,10 @@ class SimTransport(Transport, dma.Mapper):
         check_status(self.name, self._open().read_status())
 
     def reset(self) -> None:
-        self._open().write_status(0)
+        device = self._open()
+        with device.lock:
+            self._lives, self._reset_by = self._lives + 1, get_ident()
+            device.write_status(0)
         if self.device.read_status():
             raise DeviceTimeout(
                 f"{self.name} did not reset",
@@ -111,12 +116,24 @@ class SimTransport(Transport, dma.Mapper):
         )
         device.enable(index)
         if not device.accepted & mask("notification_data"):
-            return Doorbell("call", device.kick, index)
+            return Doorbell("call", self._ringer(device.kick), index)
 
         def notify(value: int) -> None:
             device.notify(value & 0xFFFF, value >> 16)
 
-        return Doorbell("call", notify, index, with_data=True)
+        return Doorbell("call", self._ringer(notify), index, with_data=True)
+
+    def _ringer(self, kick: Callable[[int], None]) -> Callable[[int], None]:
+        """`kick`, but not for who was about to when another thread reset the device: a register
+        that nobody listens to takes no notice."""
+        device, life = self.device, self._lives
+
+        def ring(value: int) -> None:
+            with device.lock:
+                if life == self._lives or self._reset_by == get_ident():
+                    kick(value)
+
+        return ring
 
     def reset_queue(self, index: int) -> None:
         device = self._open()
