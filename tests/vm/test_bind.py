@@ -232,6 +232,15 @@ def pwd_uid(name: str) -> int:
     return int(subprocess.run(["id", "-u", name], check=True, capture_output=True).stdout)
 
 
+def tell_udev() -> None:
+    """Of the rules that there are now, and then of the NIC, as at boot. Who works on what was
+    before, by the old rules, is waited for."""
+    settle = ["settle", "--timeout=60"]
+    add = ["trigger", "--action=add", str(HOST.path(NIC))]
+    for words in (settle, ["control", "--reload"], add, settle):
+        subprocess.run(["udevadm", *words], check=True)
+
+
 def test_a_persistent_binding_comes_back_as_at_boot() -> None:
     """udev is told of the NIC as it is when a machine starts, with the kernel's driver on it."""
     rule = Path(f"/etc/udev/rules.d/70-pyvirtnet-{NIC}.rules")
@@ -242,9 +251,7 @@ def test_a_persistent_binding_comes_back_as_at_boot() -> None:
         HOST.write(HOST.path(NIC) / "driver/unbind", NIC)
         HOST.write(HOST.pci / "drivers_probe", NIC)
         assert HOST.driver(NIC) == "virtio-pci"
-        for words in (["control", "--reload"], ["trigger", "--action=add", str(HOST.path(NIC))]):
-            subprocess.run(["udevadm", *words], check=True)
-        subprocess.run(["udevadm", "settle", "--timeout=60"], check=True)
+        tell_udev()
         with HOST.watch() as until:
             assert until(lambda: HOST.driver(NIC) == "vfio-pci", 30)
             assert until(lambda: node().exists() and node().stat().st_uid == pwd_uid("user"), 30)
@@ -252,9 +259,7 @@ def test_a_persistent_binding_comes_back_as_at_boot() -> None:
     finally:
         assert tool.main(["restore", NIC]) == 0
     assert not rule.exists()
-    subprocess.run(["udevadm", "control", "--reload"], check=True)
-    subprocess.run(["udevadm", "trigger", "--action=add", str(HOST.path(NIC))], check=True)
-    subprocess.run(["udevadm", "settle", "--timeout=60"], check=True)
+    tell_udev()
     assert HOST.driver(NIC) == "virtio-pci"
 
 
