@@ -18,7 +18,7 @@ cdef bint big_frame(RxRing *rx, Store *store, uint32_t n) noexcept nogil:
     cdef uint32_t copied = min(length, <uint32_t>HEAD_BYTES)
     cdef uint32_t left = length - copied, offset = rx.header_bytes + copied, part
     cdef Frag *frag
-    memcpy(store.heads + <size_t>n * SLOT_STRIDE,
+    memcpy(store.first_head + <size_t>n * SLOT_STRIDE,
            buffer_address(rx, pages[0]) + rx.header_bytes, copied)
     store.lengths[n] = length
     while left:

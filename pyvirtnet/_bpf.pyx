@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 
 from ._burst cimport Burst
 from ._cursor cimport Cursor, begin, skip, take
-from ._pages cimport Store
+from ._pages cimport Store, heads
 
 import numpy as np
 
@@ -153,7 +153,7 @@ cdef inline bint _load(const Store *store, uint32_t frame, uint64_t offset, uint
     if offset + size > length:
         return False
     if offset + size <= min(length, store.head_room):
-        at = store.heads + <size_t>frame * store.stride + offset
+        at = heads(store) + <size_t>frame * store.stride + offset
     else:
         begin(&cursor, store, frame)
         if not skip(&cursor, <uint32_t>offset) or not take(&cursor, raw, size):

@@ -25,6 +25,7 @@ from ._pages cimport (
     Store,
     attach_headers,
     drop_store,
+    heads,
     new_linear_store,
     page_address,
 )
@@ -125,10 +126,10 @@ cdef class Burst:
             return np.empty((0, width), np.uint8)
         if self.index != NULL:
             shape[0], strides[0] = self.store.nframes, self.store.stride
-            rows = _view(self.owner(), self.store.heads, 2, shape, strides, cnp.NPY_UINT8,
+            rows = _view(self.owner(), heads(self.store), 2, shape, strides, cnp.NPY_UINT8,
                          cnp.NPY_ARRAY_ALIGNED)
             return _frozen(rows[self._indices()])
-        return _view(self.owner(), self.store.heads + self.start * <Py_ssize_t>self.store.stride,
+        return _view(self.owner(), heads(self.store) + self.start * <Py_ssize_t>self.store.stride,
                      2, shape, strides, cnp.NPY_UINT8,
                      cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
 
@@ -290,7 +291,7 @@ cdef class TxBurst(Burst):
             self.store.lengths[self.frame(i)] = wanted[i]
 
     cdef object _one(self, uint32_t index):
-        return _bytes_view(self.owner(), self.store.heads + <size_t>index * self.store.stride,
+        return _bytes_view(self.owner(), heads(self.store) + <size_t>index * self.store.stride,
                            self.store.lengths[index])
 
     def __repr__(self):
@@ -315,7 +316,7 @@ cdef class Frame:
     def head(self):
         """uint8[min(128, len(frame))]: the linear head, a writable view."""
         cdef Store *store = self.burst.store
-        return _bytes_view(self.burst, store.heads + <size_t>self.index * store.stride,
+        return _bytes_view(self.burst, heads(store) + <size_t>self.index * store.stride,
                            min(store.lengths[self.index], <uint32_t>HEAD_BYTES))
 
     @property
@@ -341,7 +342,7 @@ cdef class Frame:
         cdef Frag *frag
         cdef bytes copy = PyBytes_FromStringAndSize(NULL, length)
         cdef char *to = PyBytes_AS_STRING(copy)
-        memcpy(to, store.heads + <size_t>self.index * store.stride, linear)
+        memcpy(to, heads(store) + <size_t>self.index * store.stride, linear)
         to += linear
         if store.begin != NULL:
             for i in range(store.begin[self.index], store.begin[self.index + 1]):
@@ -397,7 +398,7 @@ def make_tx_burst(block, size_t address, iova, uint32_t frames, uint32_t size):
         raise MemoryError
     burst.step, burst.count, burst.holds = 1, frames, True
     burst.store.head_room, burst.store.stride = size, tx_stride(size)
-    burst.store.heads = <uint8_t *>address + 64
+    burst.store.first_head = <uint8_t *>address + 64
     burst.store.header_iova = iova + 64 - HEADER_BYTES
     burst.store.owner = <PyObject *>block
     Py_INCREF(block)

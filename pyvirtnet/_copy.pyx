@@ -73,11 +73,11 @@ cdef bint _copy_to_page(Store *store, const uint8_t *data, uint32_t length) noex
         return False
     store.frags[0].page, store.nfrags = page, 1
     store.begin[0] = store.begin[1] = 1  # the frame has no fragment; the store has the page
-    store.heads = page_address(store.pool, page) + HEADER_BYTES
+    store.first_head = page_address(store.pool, page) + HEADER_BYTES
     store.header_iova = page_iova(store.pool, page)
     store.head_room = length
-    memset(store.heads - MOST_HEADER_BYTES, 0, MOST_HEADER_BYTES)
-    memcpy(store.heads, data, length)
+    memset(store.first_head - MOST_HEADER_BYTES, 0, MOST_HEADER_BYTES)
+    memcpy(store.first_head, data, length)
     return True
 
 
@@ -88,7 +88,7 @@ cdef bint _copy_to_slot(Store *store, const uint8_t *data, uint32_t length) noex
     if take_slots(store.pool, 1, &slot) == 0:
         return False
     hold_slots(store, slot, 1)
-    memcpy(store.heads, data, done)
+    memcpy(store.first_head, data, done)
     if done == length:
         return True
     count = (length - done + PAGE_BYTES - 1) // PAGE_BYTES

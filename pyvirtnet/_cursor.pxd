@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from ._pages cimport Frag, Store, page_address
+from ._pages cimport Frag, Store, heads, page_address
 
 cdef struct Cursor:
     const Store *store
@@ -17,7 +17,7 @@ cdef inline uint32_t begin(Cursor *cursor, const Store *store, uint32_t frame) n
     """To the frame's first byte; the frame's length."""
     cdef uint32_t length = store.lengths[frame]
     cursor.store = store
-    cursor.at = store.heads + <size_t>frame * store.stride
+    cursor.at = heads(store) + <size_t>frame * store.stride
     cursor.here = min(length, store.head_room)
     cursor.frag = cursor.frags = 0
     if store.begin != NULL:

@@ -21,7 +21,7 @@ from ._headers cimport (
     be16,
     is_tag,
 )
-from ._pages cimport HEAD_BYTES, Store
+from ._pages cimport HEAD_BYTES, Store, heads
 
 import ipaddress
 
@@ -86,7 +86,7 @@ def answer_pings(Burst burst not None, mac, addresses=None):
         for i in range(burst.count):
             frame = burst.frame(i)
             answered[i] = _answer(
-                &station, store.heads + <size_t>frame * store.stride, store.lengths[frame],
+                &station, heads(store) + <size_t>frame * store.stride, store.lengths[frame],
                 min(store.lengths[frame], min(store.head_room, <uint32_t>HEAD_BYTES)))
     return answers
 

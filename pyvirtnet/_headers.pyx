@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ._burst cimport LONG_BURST, Burst
-from ._pages cimport HEAD_BYTES, Store
+from ._pages cimport HEAD_BYTES, Store, heads
 
 
 cdef inline void _swap(uint8_t *first, uint8_t *second, size_t size) noexcept nogil:
@@ -28,17 +28,17 @@ cdef inline void _swap_addresses(uint8_t *frame) noexcept nogil:
 
 
 cdef void _swap_all(Burst burst) noexcept nogil:
-    cdef uint8_t *heads = burst.store.heads
+    cdef uint8_t *first = heads(burst.store)
     cdef const uint32_t *index = burst.index
     cdef Py_ssize_t i, count = burst.count, stride = burst.store.stride
     if index != NULL:
         for i in range(count):
-            _swap_addresses(heads + index[i] * stride)
+            _swap_addresses(first + index[i] * stride)
         return
-    heads += burst.start * stride
+    first += burst.start * stride
     stride *= burst.step
     for i in range(count):
-        _swap_addresses(heads + i * stride)
+        _swap_addresses(first + i * stride)
 
 
 def swap_macs(Burst burst not None):
@@ -73,7 +73,7 @@ cdef uint32_t _turn_all(Burst burst) noexcept nogil:
     for i in range(burst.count):
         frame = burst.frame(i)
         ports += _turn_round(
-            store.heads + <size_t>frame * store.stride,
+            heads(store) + <size_t>frame * store.stride,
             min(store.lengths[frame], min(store.head_room, <uint32_t>HEAD_BYTES)))
     return ports
 

@@ -8,6 +8,7 @@ head slots, the frames' lengths, the fragments in pages, and a count of who stil
 from cpython.ref cimport PyObject
 from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from ._barrier cimport observe, peek32, poke32
 from ._layout cimport Header
 
 cdef enum:
@@ -27,6 +28,10 @@ cdef enum:
     NO_PAGE = 0xFFFFFFFF
     STORE_CLASSES = 17          # stores of 1, 2, 4 … 65536 frames
 
+cdef enum:                      # received heads, as long as nobody has asked for them:
+    UNSEEN = 1                  # they are in their slots
+    LATE = 2                    # they are to be copied there from the frames' pages
+
 cdef struct Frag:
     uint32_t page
     int16_t offset              # in the page; below 0 behind a header of 20 bytes
@@ -43,7 +48,10 @@ cdef struct Store:
     uint32_t nslots             # 0: the heads are not head slots
     uint32_t capacity_class
     uint32_t generation         # forks that this process's line had seen when it was made
-    uint8_t *heads              # the first frame's head
+    uint8_t *first_head         # for who writes it; `heads` is for everybody else
+    uint32_t *pages             # late heads: the page of each frame
+    uint16_t unseen             # 0, UNSEEN or LATE
+    uint8_t listed              # held once by the receive ring, for its late heads
     Header *headers             # private, one a frame; NULL while all are zeroes
     uint32_t *begin             # nframes + 1 indices into frags; NULL while no frame has any
     Frag *frags
@@ -66,6 +74,7 @@ cdef struct Pool:
     uint32_t max_frags          # of one store: the receive ring's size
     uint8_t lock
     Store *stores[STORE_CLASSES]
+    uint32_t unseen             # bursts in a row at whose heads nobody has looked
     void *frag_blocks           # free list, linked through the first word
 
 
@@ -77,6 +86,16 @@ cdef inline uint64_t page_iova(const Pool *pool, uint32_t page) noexcept nogil:
     return pool.pages_iova + <uint64_t>page * PAGE_STRIDE
 
 
+cdef void look_at(Store *store) noexcept nogil
+
+
+cdef inline uint8_t *heads(const Store *store) noexcept nogil:
+    """The first frame's head, for somebody who looks."""
+    if observe(&store.unseen):
+        look_at(<Store *>store)
+    return store.first_head
+
+
 cdef uint32_t take_pages(Pool *pool, uint32_t *into, uint32_t want) noexcept nogil
 cdef void give_pages(Pool *pool, const uint32_t *pages, uint32_t count) noexcept nogil
 cdef uint32_t take_slots(Pool *pool, uint32_t want, uint32_t *first) noexcept nogil
@@ -85,6 +104,17 @@ cdef Store *take_store(Pool *pool, uint32_t frames) noexcept nogil
 cdef bint attach_headers(Store *store) noexcept nogil
 cdef bint attach_frags(Store *store, uint32_t frame) noexcept nogil
 cdef void hold_slots(Store *store, uint32_t first, uint32_t count) noexcept nogil
+cdef void hold_late(Store *store) noexcept nogil
+
+
+cdef inline void seen_later(Store *store) noexcept nogil:
+    """A burst has been received, and nobody has looked at it yet."""
+    cdef uint32_t unseen = peek32(&store.pool.unseen)
+    if store.unseen != LATE:
+        store.unseen = UNSEEN
+    poke32(&store.pool.unseen, max(unseen, unseen + 1))  # and stay there
+
+
 cdef bint is_ours(const Store *store) noexcept nogil
 cdef void drop_store(Store *store, uint32_t by) noexcept
 cdef Store *new_linear_store(uint32_t frames) noexcept nogil

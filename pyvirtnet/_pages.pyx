@@ -6,7 +6,7 @@ from cpython.ref cimport Py_XDECREF
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from ._barrier cimport drop, lock, locked, unlock
+from ._barrier cimport copy_head, drop, hold, lock, locked, poke32, publish, unlock
 
 cdef extern from *:
     int ctz "__builtin_ctzll"(unsigned long long) noexcept nogil
@@ -168,27 +168,29 @@ cdef Store *take_store(Pool *pool, uint32_t frames) noexcept nogil:
         pool.stores[size_class] = store.next
     unlock(&pool.lock)
     if store == NULL:
-        store = _allocate_store(1 << size_class)
+        store = _allocate_store(1 << size_class, True)
         if store == NULL:
             return NULL
         store.capacity_class = size_class
         store.pool = pool
     store.refs = 1
-    store.nframes = store.nfrags = store.nslots = 0
+    store.nframes = store.nfrags = store.nslots = store.unseen = 0
     return store
 
 
-cdef Store *_allocate_store(uint32_t frames) noexcept nogil:
-    cdef Store *store = <Store *>calloc(1, sizeof(Store) + frames * sizeof(uint32_t))
+cdef Store *_allocate_store(uint32_t frames, bint received) noexcept nogil:
+    cdef size_t words = frames * (1 + <size_t>received)
+    cdef Store *store = <Store *>calloc(1, sizeof(Store) + words * sizeof(uint32_t))
     if store != NULL:
         store.lengths = <uint32_t *>(store + 1)
+        store.pages = store.lengths + frames
         store.generation = _generation
     return store
 
 
 cdef Store *new_linear_store(uint32_t frames) noexcept nogil:
     """A store whose frames lie in memory of their own: no pages, no slots, no pool."""
-    cdef Store *store = _allocate_store(frames)
+    cdef Store *store = _allocate_store(frames, False)
     if store != NULL:
         store.refs = 1
         store.nframes = frames
@@ -228,9 +230,37 @@ cdef void hold_slots(Store *store, uint32_t first, uint32_t count) noexcept nogi
     """The store's heads are `count` head slots of its pool, from `first` on."""
     store.slot, store.nslots = first, count
     store.stride, store.head_room = SLOT_STRIDE, HEAD_BYTES
-    store.heads = _head(store.pool, first)
+    store.first_head = _head(store.pool, first)
     store.header_iova = (store.pool.slots_iova + <uint64_t>first * SLOT_STRIDE
                          + SLOT_HEAD - HEADER_BYTES)
+
+
+cdef void hold_late(Store *store) noexcept nogil:
+    """The ring holds the store too, as its heads lie in their pages."""
+    hold(&store.refs, 1)
+    store.listed, store.unseen = True, LATE
+
+
+cdef void look_at(Store *store) noexcept nogil:
+    """Somebody asks for the heads: late ones are copied now, those of the next bursts at once."""
+    poke32(&store.pool.unseen, 0)
+    if store.unseen == UNSEEN:
+        publish(&store.unseen, 0)
+    elif not is_ours(store):  # in a forked child the lock is as somebody left it
+        _copy_heads(store)
+    else:
+        lock(&store.pool.lock)  # two may come at the same time
+        _copy_heads(store)
+        unlock(&store.pool.lock)
+
+
+cdef void _copy_heads(Store *store) noexcept nogil:
+    cdef uint32_t i
+    if store.unseen == LATE:
+        for i in range(store.nframes):
+            copy_head(store.first_head + <size_t>i * SLOT_STRIDE,
+                      page_address(store.pool, store.pages[i]) + HEADER_BYTES, store.lengths[i])
+        publish(&store.unseen, 0)
 
 
 cdef void drop_store(Store *store, uint32_t by) noexcept:

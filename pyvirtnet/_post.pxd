@@ -4,13 +4,16 @@ from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ._layout cimport DESC_INDIRECT, DESC_WRITE
 from ._packed cimport PackedVq, packed_expose
-from ._pages cimport PAGE_STRIDE, Pool
+from ._pages cimport PAGE_STRIDE, Pool, Store
 from ._ring cimport BIG_PAGES, TABLE_BYTES, Bell, RingFormat
 from ._split cimport SplitVq, split_expose
 from ._virtqueue cimport Vq
 
 cdef extern from *:
     const uint64_t NEVER "(~0ull)"  # a descriptor that the device does not have
+
+cdef enum:
+    LATE_BURSTS = 8             # whose buffers may wait at the same time
 
 cdef struct RxStats:
     uint64_t frames
@@ -50,6 +53,13 @@ cdef struct RxRing:
     uint32_t nhungry
     uint64_t *claimed           # scratch: checked used entries of one merged frame
     uint64_t *inbox             # used entries as they were read, where the format needs it
+    Store *late[LATE_BURSTS]    # a ring: bursts whose buffers wait to be exposed again, see `_late`
+    uint32_t late_next
+    uint32_t nlate
+    uint16_t *late_ids          # a ring: those buffers, in the order to be exposed in
+    uint32_t late_id
+    uint32_t late_frames
+    uint32_t late_most
     uint32_t threshold          # exposed buffers that are worth a publication
     uint8_t mergeable
     uint8_t columns             # headers are kept for the burst

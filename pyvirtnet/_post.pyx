@@ -37,6 +37,8 @@ cdef bint rx_create(RxRing *rx, Pool *pool, const RingFormat *format, uint32_t s
         split_init(&rx.split, memory, size, start, format.event_idx, format.alignment)
     rx.exposures = rx.published = rx.broken = rx.disordered = rx.hungry_next = 0
     rx.threshold = max(1, min(32, rx.nbuffers // 8))
+    rx.late_next = rx.nlate = rx.late_id = rx.late_frames = 0
+    rx.late_most = rx.nbuffers // 4
     rx.id_mask = round_up(size) - 1
     places = _places(rx)
     rx.page_of = <uint32_t *>calloc(places, sizeof(uint32_t))
@@ -47,7 +49,9 @@ cdef bint rx_create(RxRing *rx, Pool *pool, const RingFormat *format, uint32_t s
     rx.hungry = <uint16_t *>calloc(size, sizeof(uint16_t))
     rx.claimed = <uint64_t *>calloc(size, sizeof(uint64_t))
     rx.inbox = <uint64_t *>calloc(rx.id_mask + 1, sizeof(uint64_t))
-    if not (rx.page_of and rx.page_at and rx.exposed and rx.hungry and rx.claimed and rx.inbox):
+    rx.late_ids = <uint16_t *>calloc(rx.id_mask + 1, sizeof(uint16_t))
+    if not (rx.page_of and rx.page_at and rx.exposed and rx.hungry and rx.claimed and rx.inbox
+            and rx.late_ids):
         raise MemoryError
     rx.packed.inbox, rx.packed.inbox_mask = rx.inbox, rx.id_mask
     if format.in_order:
@@ -88,10 +92,11 @@ cdef void rx_destroy(RxRing *rx) noexcept nogil:
     free(rx.hungry)
     free(rx.claimed)
     free(rx.inbox)
+    free(rx.late_ids)
     rx.page_of = NULL
     rx.page_at = NULL
     rx.exposed = rx.claimed = rx.inbox = NULL
-    rx.hungry = NULL
+    rx.hungry = rx.late_ids = NULL
     rx.pool = NULL
 
 

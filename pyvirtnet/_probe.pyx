@@ -21,7 +21,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from ._burst cimport TxBurst
-from ._pages cimport Store
+from ._pages cimport Store, heads
 
 PROBE_BYTES = PATTERN_AT
 NUMBERS = NUMBER_MASK + 1       # probes of a stream
@@ -89,7 +89,7 @@ cdef class Probes:
                                  f"with these headers needs {self.at + PATTERN_AT}")
         for i in range(burst.count):
             frame = burst.frame(i)
-            _fill(store.heads + <size_t>frame * store.stride + self.at,
+            _fill(heads(store) + <size_t>frame * store.stride + self.at,
                   max(store.lengths[frame], self.at + <uint32_t>PATTERN_AT) - self.at,
                   <uint16_t>(seed + <uint32_t>i))
 
@@ -117,7 +117,7 @@ cdef class Probes:
     cdef inline void _one(
         self, Store *store, uint32_t frame, uint64_t number, uint64_t time
     ) noexcept nogil:
-        cdef uint8_t *row = store.heads + <size_t>frame * store.stride
+        cdef uint8_t *row = heads(store) + <size_t>frame * store.stride
         cdef Table *table = self.tables
         cdef uint32_t length = store.lengths[frame], i
         for i in range(self.sizes):

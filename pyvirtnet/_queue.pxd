@@ -13,6 +13,9 @@ cdef class QueuePair(Waiter):
     cdef object look                # called now and then: is the device there, and is it ours?
     cdef object restart             # called to start this pair alone anew
     cdef uint32_t calls, idle_calls
+    cdef public uint32_t late_after  # bursts that nobody has looked at, before heads come late
+    cdef public uint32_t late_from   # in bursts of so many frames
+    cdef uint32_t in_vain           # looks at the receive ring in a row that found nothing
     cdef double looked              # when
     cdef object rx_call, tx_call    # doorbells of devices in this process
     cdef RxBurst nothing            # the empty burst
@@ -26,6 +29,7 @@ cdef class QueuePair(Waiter):
     cdef int _look_after(self, double seconds) except -1
     cdef Py_ssize_t _send(self, frames) except -1
     cdef RxBurst _receive(self, Py_ssize_t n, int pending)
+    cdef inline bint _late(self, uint32_t frames) noexcept
     cdef int _receive_without_gil(self, Store *store, uint32_t slots, int pending) noexcept
     cdef bint _let_go(self)
     cdef RxBurst _stay_out(self, call)

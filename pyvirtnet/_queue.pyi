@@ -14,10 +14,14 @@ LOOK_SECONDS: float
 BUSY_LOOK_SECONDS: float
 SLICE_SECONDS: float
 POLL_SECONDS: float
+LATE_AFTER: int
+LATE_FROM: int
 RELEASE_FROM: int
 
 class QueuePair(Waiter):
     pool: PagePool | None
+    late_after: int
+    late_from: int
     @property
     def index(self) -> int: ...
     def __init__(

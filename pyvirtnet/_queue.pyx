@@ -6,8 +6,9 @@ from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.ref cimport Py_INCREF, PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from ._barrier cimport enter, leave
+from ._barrier cimport enter, leave, peek32
 from ._burst cimport LONG_BURST, Burst, RxBurst, empty_rx_burst, new_rx_burst
+from ._late cimport late_begin, late_forget, late_give_back, late_receive
 from ._offload cimport BIT_CSUM, has
 from ._pages cimport (
     HEADER_BYTES,
@@ -16,6 +17,7 @@ from ._pages cimport (
     drop_store,
     give_slots,
     hold_slots,
+    seen_later,
     take_slots,
     take_store,
 )
@@ -48,10 +50,13 @@ LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
 BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
 SLICE_SECONDS = 0.1  # of sleep, between looks at the device and at signals
 POLL_SECONDS = 0.001  # of sleep, where there are no interrupts
+LATE_AFTER = 64  # bursts in a row at which nobody has looked: no need to copy the next one's heads
+LATE_FROM = 16  # if it is a burst of so many frames
 RELEASE_FROM = LONG_BURST  # frames of a call, on a port of several pairs
 
 cdef enum:
     CALLS_PER_CLOCK = 64        # calls between looks at the clock
+    VAIN_CALLS = 16             # that found nothing, before bursts that are held give buffers back
 
 _LIES = {
     BROKEN_INDEX: "it claims to have used {} more buffers, more than it was given",
@@ -82,6 +87,7 @@ cdef class QueuePair(Waiter):
         self.index, self.restart = index, restart
         self.nothing = empty_rx_burst()
         self.release_from = RELEASE_FROM if shared else PY_SSIZE_T_MAX
+        self.late_after, self.late_from = LATE_AFTER, LATE_FROM
 
     def reset(self, *, size=None):
         """Start both rings of this pair anew, empty, while the other pairs go on (2.6.1).
@@ -131,6 +137,7 @@ cdef class QueuePair(Waiter):
                   max_frame)
 
     def __dealloc__(self):
+        late_forget(&self.rx)
         rx_destroy(&self.rx)
         tx_destroy(&self.tx)
 
@@ -199,6 +206,7 @@ cdef class QueuePair(Waiter):
             self.rx.stats.lost += rx_waiting(&self.rx)
             if self.tx.in_flight != NULL:
                 tx_reclaim(&self.tx)
+        late_forget(&self.rx)
         rx_destroy(&self.rx)
         tx_destroy(&self.tx)
         gone = self.pool, self.rx_call, self.tx_call
@@ -269,6 +277,10 @@ cdef class QueuePair(Waiter):
         pending = rx_pending(&self.rx)
         if pending < 0:
             raise self._broken("receive", pending, self.rx.lie)
+        # The device may need every buffer for the one frame that is waited for.
+        self.in_vain = 0 if pending else self.in_vain + 1
+        if self.rx.nlate:
+            late_give_back(&self.rx, self.in_vain >= VAIN_CALLS or (self.watched and pending == 0))
         burst = self.nothing if pending == 0 else self._receive(n, pending)
         if self.closed is not None:  # since then, while we were without the GIL
             return burst
@@ -287,7 +299,7 @@ cdef class QueuePair(Waiter):
 
     cdef RxBurst _receive(self, Py_ssize_t n, int pending):
         cdef uint32_t want = min(n, <Py_ssize_t>pending), first = 0, slots
-        cdef int got
+        cdef int got = 0
         cdef Store *store
         slots = take_slots(&self.pool.pool, want, &first)
         if slots == 0:
@@ -298,10 +310,14 @@ cdef class QueuePair(Waiter):
             give_slots(&self.pool.pool, first, slots)
             raise MemoryError
         hold_slots(store, first, slots)
-        if slots < self.release_from:
-            got = rx_receive(&self.rx, store, slots, pending)
+        if self._late(slots):
+            got = late_receive(&self.rx, store, slots)
+        if <uint32_t>got == slots:
+            pass
+        elif slots < self.release_from:
+            got = rx_receive(&self.rx, store, slots, pending - got)
         else:
-            got = self._receive_without_gil(store, slots, pending)
+            got = self._receive_without_gil(store, slots, pending - got)
         if got <= 0:
             drop_store(store, 1)
             if got < 0:
@@ -310,9 +326,16 @@ cdef class QueuePair(Waiter):
         if <uint32_t>got < slots:
             store.nslots = got
             give_slots(&self.pool.pool, first + got, slots - got)
+        seen_later(store)
         store.owner = <PyObject *>self.pool
         Py_INCREF(self.pool)
         return new_rx_burst(store)
+
+    cdef inline bint _late(self, uint32_t frames) noexcept:
+        """Are heads of so many frames to be copied when somebody looks at them, or now?"""
+        cdef bint late = (self.late_from <= frames < self.release_from
+                          and peek32(&self.pool.pool.unseen) >= self.late_after)
+        return (late or self.rx.nlate) and late_begin(&self.rx, frames, late)
 
     cdef int _receive_without_gil(self, Store *store, uint32_t slots, int pending) noexcept:
         cdef int got
@@ -359,6 +382,10 @@ cdef class QueuePair(Waiter):
     cdef RxBurst _sleep_inside(self, Py_ssize_t n, double seconds):
         cdef RxBurst burst
         cdef double begun
+        if self.rx.nlate:
+            late_give_back(&self.rx, True)
+            rx_refill(&self.rx, True)
+            self._call_rx()
         sleeper = self._sleeper()
         if not self._spin():
             self._arm()

@@ -159,7 +159,7 @@ cdef void _merge(RxRing *rx, Vq *vq, Store *store, uint32_t n, uint32_t count) n
     The head takes the first 128 bytes of payload from as many buffers as they lie in. A buffer
     whose whole payload fits there is posted again; the rest of every other one is a fragment.
     """
-    cdef uint8_t *head = store.heads + <size_t>n * SLOT_STRIDE
+    cdef uint8_t *head = store.first_head + <size_t>n * SLOT_STRIDE
     cdef uint32_t i, id, length, copied, offset = rx.header_bytes, total = 0
     for i in range(count):
         id = <uint32_t>rx.claimed[i]
@@ -195,7 +195,7 @@ cdef uint32_t _small_run(RxRing *rx, Vq *live, Store *store, uint32_t n, uint32_
     cdef uint8_t **page_at = rx.page_at
     cdef uint64_t *exposed = rx.exposed
     cdef uint64_t to_iova = rx.pool.pages_iova - <uint64_t>rx.pool.pages
-    cdef uint8_t *head = store.heads + <size_t>n * SLOT_STRIDE
+    cdef uint8_t *head = store.first_head + <size_t>n * SLOT_STRIDE
     cdef uint32_t *lengths = store.lengths + n
     cdef uint64_t published = rx.published, exposures = rx.exposures, entry, total = 0
     cdef uint32_t run = 0, id, length, ahead, size = rx.size, id_mask = rx.id_mask
@@ -237,8 +237,9 @@ cdef uint32_t _small_run(RxRing *rx, Vq *live, Store *store, uint32_t n, uint32_
 
 
 cdef int rx_receive(RxRing *rx, Store *store, uint32_t want, uint32_t pending) noexcept nogil:
-    """Up to `want` frames of `pending` used buffers into `store`; how many, or a BROKEN_ code.
+    """Frames of `pending` used buffers into `store`, until it has `want`; how many it has then.
 
+    A BROKEN_ code if it has none for a lie.
     Frames before a lie are delivered; the next call reports it.
     """
     if rx.format.packed:
@@ -248,7 +249,7 @@ cdef int rx_receive(RxRing *rx, Store *store, uint32_t want, uint32_t pending) n
 
 cdef int _receive(RxRing *rx, Vq *vq, Store *store, uint32_t want,
                   uint32_t pending) noexcept nogil:
-    cdef uint32_t taken = 0, n = 0, run, count, i
+    cdef uint32_t taken = 0, before = store.nframes, n = before, run, count, i
     for i in range(min(<uint32_t>LOOKAHEAD, pending)):
         _prefetch(rx.page_at[<uint32_t>vq_used(vq, i) & rx.id_mask])
     while n < want and taken < pending:
@@ -273,7 +274,7 @@ cdef int _receive(RxRing *rx, Vq *vq, Store *store, uint32_t want,
         store.begin[n] = store.nfrags
     vq_consume(vq, taken)
     store.nframes = n
-    rx.stats.frames += n
+    rx.stats.frames += n - before
     rx.stats.buffers += taken
     if rx.broken and n == 0:
         return rx.broken

@@ -15,7 +15,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ._burst cimport Burst, TxBurst
-from ._pages cimport Frag, Store, page_address
+from ._pages cimport Frag, Store, heads, page_address
 
 ETHERTYPE = 0x88B5              # IEEE 802's first one for local experiments
 MIN_STAMPED = STAMP_END
@@ -142,7 +142,7 @@ def stamp(TxBurst burst not None, uint64_t first):
             frame = burst.frame(i)
             # Another thread may set lengths meanwhile; whatever it sets, stay in the row.
             length = max(<uint32_t>STAMP_END, store.lengths[frame])
-            _stamp_row(store.heads + <size_t>frame * store.stride, length, first + <uint64_t>i)
+            _stamp_row(heads(store) + <size_t>frame * store.stride, length, first + <uint64_t>i)
 
 
 def in_flight(Burst burst not None):
@@ -150,7 +150,7 @@ def in_flight(Burst burst not None):
 
     At 0 its rows can be written again. A burst of no frames has none in flight.
     """
-    return burst.store.refs - 1 if burst.count else 0
+    return burst.store.refs - 1 - burst.store.listed if burst.count else 0
 
 
 # ---- receiving ---------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ cdef int _verify(const Store *store, uint32_t frame, uint64_t *sequence) noexcep
 
     A frame is a test frame if its type or its magic says so: damage to one leaves the other.
     """
-    cdef const uint8_t *head = store.heads + <size_t>frame * store.stride
+    cdef const uint8_t *head = heads(store) + <size_t>frame * store.stride
     cdef uint32_t length = store.lengths[frame], linear = min(length, store.head_room), i
     cdef uint16_t magic = 0
     cdef Frag *frag

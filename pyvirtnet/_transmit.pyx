@@ -7,7 +7,7 @@ from ._barrier cimport peek32
 from ._layout cimport DESC_INDIRECT, DESC_NEXT, Desc, Header
 from ._offload cimport MOST_SEGMENTED, REFUSED_SIZE, header_to_send
 from ._packed cimport packed_expose, packed_rewind
-from ._pages cimport HEADER_BYTES, Frag, Store, drop_store, page_iova
+from ._pages cimport HEADER_BYTES, Frag, Store, drop_store, heads, page_iova
 from ._reclaim cimport InFlight, TxRing, tx_free
 from ._ring cimport HEADER_ROOM, TABLE_BYTES, TABLE_ENTRIES, ring_bell
 from ._split cimport SplitVq, split_expose
@@ -61,6 +61,7 @@ cdef int tx_put(TxRing *tx, Store *store, uint32_t frame) noexcept nogil:
     cdef uint32_t length = peek32(&store.lengths[frame])  # another thread may set it meanwhile
     cdef int own = 0
     cdef bint indirect
+    heads(store)  # are in place from now on
     if store.headers != NULL:
         memset(&header, 0, sizeof(Header))
         own = header_to_send(store, frame, length, tx.format.features, &header.net)
@@ -174,6 +175,7 @@ cdef uint32_t tx_put_linear(TxRing *tx, Store *store, Py_ssize_t start, Py_ssize
     """
     if not tx.plain:
         return 0
+    heads(store)  # are in place from now on
     count = min(count, tx_free(tx))
     if tx.format.packed:
         return _put_linear(tx, &tx.packed, store, start, step, index, count)

@@ -62,6 +62,7 @@ class Bed:
         recv, send = self.port.queues[pair].recv_burst, self.port.queues[pair].send_burst
         deliver, finish = self._ends[2 * pair].deliver, self._ends[2 * pair + 1].finish
         tx = self.port.alloc_burst(burst, FRAME_SIZE)
+        recv(1)  # the device has every buffer back
 
         def arrive() -> object:
             return deliver(burst, FRAME_SIZE)

@@ -90,6 +90,9 @@ class Round:
         if self.random.random() < 0.3:
             for queue in port.queues:
                 queue.release_from = 1  # without the interpreter's lock, as pairs of many do
+        if self.random.random() < 0.5:
+            for queue in port.queues:
+                queue.late_after, queue.late_from = 0, 1  # as if nobody had ever looked at a frame
         self.devices.append(device)
         return port
 
