@@ -3,7 +3,7 @@
 First what is special about them, then the datapath's tests once more with every head late.
 """
 
-import ctypes
+import mmap
 import os
 import threading
 from types import FunctionType
@@ -77,12 +77,12 @@ def received(nic, content):
 def overwrite(nic, old, new):
     """In DMA memory, as only a device that lies would; how many times it was there."""
     region, count = nic.port.queues[0].pool.region, 0
-    memory = (ctypes.c_ubyte * region.size).from_address(region.address)
-    at = bytes(memory).find(old)
-    while at >= 0:
-        ctypes.memmove(region.address + at, new, len(new))
-        count += 1
-        at = bytes(memory).find(old, at + 1)
+    with mmap.mmap(region.fd, region.size) as memory:
+        at = memory.find(old)
+        while at >= 0:
+            memory[at : at + len(new)] = new
+            count += 1
+            at = memory.find(old, at + 1)
     return count
 
 
