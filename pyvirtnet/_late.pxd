@@ -8,4 +8,5 @@ from ._post cimport RxRing
 cdef bint late_begin(RxRing *rx, uint32_t frames, bint late) noexcept
 cdef uint32_t late_receive(RxRing *rx, Store *store, uint32_t want) noexcept
 cdef void late_give_back(RxRing *rx, bint all_of_them) noexcept
+cdef void late_look(RxRing *rx) noexcept
 cdef void late_forget(RxRing *rx) noexcept

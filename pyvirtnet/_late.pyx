@@ -8,7 +8,7 @@ Their buffers are given back in order, when their burst is gone or the device ne
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from ._barrier cimport peek, peek32, poke32
+from ._barrier cimport observe, peek, peek32, poke32
 from ._layout cimport DESC_WRITE, NetHdr
 from ._packed cimport packed_expose
 from ._pages cimport HEAD_BYTES, HEADER_BYTES, Store, drop_store, heads, hold_late
@@ -31,8 +31,18 @@ cdef bint late_begin(RxRing *rx, uint32_t frames, bint late) noexcept:
 
 
 cdef void late_give_back(RxRing *rx, bint all_of_them) noexcept:
-    """The buffers of bursts that are gone, or of those too that somebody has, are exposed."""
+    """The buffers of bursts that are gone or were looked at, or of all, are exposed."""
     _give_back(rx, 0 if all_of_them else rx.late_most)
+
+
+cdef void late_look(RxRing *rx) noexcept:
+    """The heads of bursts that somebody has are copied; their buffers stay where they are."""
+    cdef uint32_t i
+    cdef Store *store
+    for i in range(rx.nlate):
+        store = rx.late[(rx.late_next + i) % LATE_BURSTS]
+        if peek32(&store.refs) > 1:
+            heads(store)
 
 
 cdef void late_forget(RxRing *rx) noexcept:
@@ -98,12 +108,12 @@ cdef uint32_t _receive(RxRing *rx, Vq *vq, Store *store, uint32_t want) noexcept
 
 
 cdef void _give_back(RxRing *rx, uint32_t most) noexcept:
-    """Expose the buffers of bursts that are gone, and of the oldest ones, until `most` are left.
+    """Expose the buffers of the oldest bursts until `most` are left, and of those nobody needs.
 
-    In their order: a burst that somebody has keeps those behind it waiting.
+    In their order: a burst that may still be looked at keeps those behind it waiting.
     """
     while rx.nlate and (rx.late_frames > most or rx.nlate == LATE_BURSTS
-                        or peek32(&rx.late[rx.late_next].refs) == 1):
+                        or not _waits(rx.late[rx.late_next])):
         if rx.format.packed:
             _expose_oldest(rx, &rx.packed)
         else:
@@ -130,6 +140,11 @@ cdef void _expose_oldest(RxRing *rx, Vq *vq) noexcept:
     rx.exposures += count
     rx.late_id += count
     rx.late_frames -= count
+
+
+cdef inline bint _waits(const Store *store) noexcept nogil:
+    """Does somebody have the burst, who has not looked at it yet?"""
+    return peek32(&store.refs) > 1 and observe(&store.unseen)
 
 
 cdef inline Store *_oldest(RxRing *rx) noexcept nogil:

@@ -29,6 +29,7 @@ cdef class QueuePair(Waiter):
     cdef int _look_after(self, double seconds) except -1
     cdef Py_ssize_t _send(self, frames) except -1
     cdef RxBurst _receive(self, Py_ssize_t n, int pending)
+    cdef int _free_slots(self) except -1
     cdef inline bint _late(self, uint32_t frames) noexcept
     cdef int _receive_without_gil(self, Store *store, uint32_t slots, int pending) noexcept
     cdef bint _let_go(self)

@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from ._barrier cimport enter, leave, peek32
 from ._burst cimport LONG_BURST, Burst, RxBurst, empty_rx_burst, new_rx_burst
-from ._late cimport late_begin, late_forget, late_give_back, late_receive
+from ._late cimport late_begin, late_forget, late_give_back, late_look, late_receive
 from ._offload cimport BIT_CSUM, has
 from ._pages cimport (
     HEADER_BYTES,
@@ -231,6 +231,10 @@ cdef class QueuePair(Waiter):
             self._let_go()
         return 0
 
+    def _before_fork(self):
+        """A child sees bursts as they are, whatever the device gets of this process meanwhile."""
+        late_look(&self.rx)
+
     def _abandon(self, why):
         """In a forked child: no more calls. The device goes on for the parent."""
         self.closed, self.away = why, False
@@ -276,6 +280,7 @@ cdef class QueuePair(Waiter):
         cdef RxBurst burst
         pending = rx_pending(&self.rx)
         if pending < 0:
+            late_give_back(&self.rx, True)  # slots and pages, for who sends
             raise self._broken("receive", pending, self.rx.lie)
         # The device may need every buffer for the one frame that is waited for.
         self.in_vain = 0 if pending else self.in_vain + 1
@@ -302,6 +307,10 @@ cdef class QueuePair(Waiter):
         cdef int got = 0
         cdef Store *store
         slots = take_slots(&self.pool.pool, want, &first)
+        if slots < want and self.rx.nlate:  # which hold some, of bursts that are gone too
+            give_slots(&self.pool.pool, first, slots)
+            late_give_back(&self.rx, True)
+            slots = take_slots(&self.pool.pool, want, &first)
         if slots == 0:
             self.rx.stats.no_slots += 1
             return self.nothing
@@ -386,6 +395,8 @@ cdef class QueuePair(Waiter):
             late_give_back(&self.rx, True)
             rx_refill(&self.rx, True)
             self._call_rx()
+            if self.closed is not None:  # since then
+                return self._stay_out("recv_burst")
         sleeper = self._sleeper()
         if not self._spin():
             self._arm()
@@ -425,7 +436,11 @@ cdef class QueuePair(Waiter):
         cdef Py_ssize_t sent
         self._reclaim()
         try:
-            sent = self._put_rows(frames) if isinstance(frames, Burst) else self._put_list(frames)
+            if isinstance(frames, Burst):
+                sent = self._put_rows(frames)
+            else:
+                self._free_slots()
+                sent = self._put_list(frames)
             if self.closed is not None:  # since the call began
                 raise self._gone()
         except BaseException:
@@ -435,6 +450,15 @@ cdef class QueuePair(Waiter):
         if self.tx.bell.due:
             self._call_tx()
         return sent
+
+    cdef int _free_slots(self) except -1:
+        """Copies need head slots, and bursts that are gone may have some (see `_late`)."""
+        if self.rx.nlate and self.closed is None and enter(&self.rx_busy):
+            try:
+                late_give_back(&self.rx, True)
+            finally:
+                self._leave(&self.rx_busy)
+        return 0
 
     def reclaim(self):
         """Take back what the device has sent; how many frames. `send_burst` does it by itself."""

@@ -263,6 +263,12 @@ def _close_all() -> None:
             sys.excepthook(*sys.exc_info())
 
 
+def _before_fork() -> None:
+    for port in open_ports():
+        for queue in port.queues:
+            queue._before_fork()
+
+
 def _after_fork() -> None:
     for port in list(_open_ports):
         try:
@@ -272,4 +278,4 @@ def _after_fork() -> None:
     _open_ports.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

@@ -14,8 +14,9 @@ import test_lies
 import test_lifetime
 import test_receive
 import test_transmit
-from nic import PLAIN, Nic, finish, frame, frames
+from nic import PLAIN, Liar, Nic, finish, frame, frames
 
+from pyvirtnet import DeviceBroken, PortClosed, dma
 from pyvirtnet._stamp import in_flight
 from pyvirtnet.testing import mask
 
@@ -221,6 +222,54 @@ def test_a_frame_that_needs_every_buffer_comes_to_who_selects(make_nic):
     assert [bytes(one) for one in burst] == frames(4)
 
 
+def test_bursts_that_were_looked_at_give_their_buffers_back_at_the_next_call(make_nic):
+    nic = make_nic()
+    burst = received(nic, frames(60))
+    assert burst.heads.any()
+    nic.port.recv_burst(1)
+    assert nic.device.receive_room() == 256
+
+
+def all_slots_but(nic, left):
+    pool, kept = nic.port.queues[0].pool, []
+    nic.port.queues[0].late_after = 1 << 31
+    while pool.free_slots > left:
+        kept.append(received(nic, frames(4)))
+    nic.port.queues[0].late_after = 0
+    return kept
+
+
+def test_gone_bursts_behind_a_held_one_do_not_keep_head_slots_from_the_next(make_nic):
+    nic = make_nic(queue_sizes=(32, 32))
+    kept = all_slots_but(nic, 8)
+    kept.append(received(nic, frames(4, first=10)))
+    received(nic, frames(4))
+    assert nic.port.queues[0].pool.free_slots == 0
+    assert [bytes(one) for one in received(nic, frames(4, first=50))] == frames(4, first=50)
+    assert [bytes(one) for one in kept[-1]] == frames(4, first=10)
+    assert nic.port.stats.rx_no_slots == 0
+
+
+def test_gone_bursts_do_not_keep_head_slots_from_copies_to_be_sent(make_nic):
+    nic = make_nic(queue_sizes=(32, 32))
+    kept = all_slots_but(nic, 4)
+    received(nic, frames(4))
+    assert nic.port.queues[0].pool.free_slots == 0
+    assert nic.port.send_burst(frames(4, first=50)) == 4
+    assert nic.transmitted() == frames(4, first=50)
+    del kept
+
+
+def test_gone_bursts_do_not_keep_head_slots_of_a_broken_queue(make_nic):
+    nic = make_nic()
+    received(nic, frames(8))
+    Liar(nic, 0).put((5000, 72))
+    with pytest.raises(DeviceBroken):
+        nic.port.recv_burst(8)
+    assert nic.held_slots == 0
+    nic.port.reset()
+
+
 def test_gone_bursts_do_not_keep_head_slots_from_those_who_need_them(make_nic):
     nic = make_nic(queue_sizes=(16, 16))
     pool = nic.port.queues[0].pool
@@ -280,6 +329,65 @@ def test_a_forked_child_sees_late_frames(make_nic):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [bytes(one) for one in burst] == frames(5)
     nic.pass_through(frames(300))
+
+
+def test_what_the_parent_receives_while_a_child_starts(make_nic, monkeypatch):
+    """The child copies DMA memory at its leisure, and the parent's device goes on."""
+    nic = make_nic()
+    burst = received(nic, frames(60))
+    ready, go = os.pipe()
+    private = dma.Region.become_private
+
+    def slowly(region):
+        os.read(ready, 1)
+        private(region)
+
+    monkeypatch.setattr(dma.Region, "become_private", slowly)
+    regions = len(list(dma.memory.regions()))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if [bytes(one) for one in burst] == frames(60) else 2)
+    for number in range(20):
+        nic.port.recv_burst(1)
+        nic.pass_through(frames(60, first=1000 * number))
+    os.write(go, b"!" * regions)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    os.close(ready)
+    os.close(go)
+
+
+def test_a_doorbell_that_closes_the_port_of_who_is_about_to_sleep(make_nic):
+    nic = make_nic()
+    assert len(nic.port.recv_burst(1, timeout=0.001)) == 0  # it has slept before
+    burst = received(nic, frames(60))
+    nic.device.on_kick = nic.port.close
+    nic.device.queues[0].silence(False)
+    with pytest.raises(PortClosed):
+        nic.port.recv_burst(1, timeout=1)
+    assert [bytes(one) for one in burst] == frames(60)
+
+
+def test_a_doorbell_that_forks_before_the_sleep(make_nic):
+    nic = make_nic()
+    assert len(nic.port.recv_burst(1, timeout=0.001)) == 0
+    burst, children = received(nic, frames(60)), []
+
+    def fork():
+        nic.device.on_kick = None
+        children.append(os.fork())
+
+    nic.device.on_kick = fork
+    nic.device.queues[0].silence(False)
+    problem = None
+    try:
+        assert len(nic.port.recv_burst(1, timeout=0.01)) == 0
+    except BaseException as error:
+        problem = error
+    if children == [0]:
+        os._exit(0 if isinstance(problem, PortClosed) else 2)
+    assert problem is None
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+    assert [bytes(one) for one in burst] == frames(60)
 
 
 # ---- the datapath's tests, with every head late --------------------------------------------------
