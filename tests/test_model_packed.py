@@ -273,3 +273,23 @@ def test_the_ring_starts_zeroed(place, flags):
         driver.up()
 
     breaks(act, "the descriptor ring starts zeroed", features=PLAIN)
+
+
+@STARTS
+def test_what_another_thread_exposes_between_two_looks(start_index):
+    """It was a violation: the device had just seen that the descriptor was not exposed."""
+    driver = Driver(features=PLAIN, start_index=start_index).up()
+    queue = driver.device.queues[1]
+    look = queue._is_available
+
+    def looked_too_early(position):
+        seen = look(position)
+        if not seen:
+            queue._is_available = look
+            driver.send(FRAME, kick=False)
+        return seen
+
+    queue._is_available = looked_too_early
+    assert queue.fetch() == []
+    assert len(queue.fetch()) == 1
+    assert not driver.device.violations

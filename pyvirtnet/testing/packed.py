@@ -158,15 +158,14 @@ class PackedQueue(Virtqueue):
     def _is_available(self, position: int) -> bool:
         return self._marks_at(position) == self._available(position)
 
-    def _check_marks(self, position: int, *, ready: bool = False) -> None:
+    def _check_marks(self, position: int) -> None:
         """What is not exposed keeps its marks, or has those of a buffer used one lap before, in
         place of one withdrawn before it was exposed: it may not look available one lap later.
-        `ready`: behind one that is not exposed, it may be marked already (2.8.20.1)."""
+        It may be marked already behind one that is not exposed (2.8.20.1), and the next may be
+        exposed by another thread just now."""
         marks = self._marks_at(position)
         used_before = 0 if self._wrap(position) else _MARKS
-        if ready and marks == self._available(position):
-            return
-        if marks not in (self._marks[position % self.size], used_before):
+        if marks not in (self._marks[position % self.size], used_before, self._available(position)):
             raise Violation(
                 "AVAIL is the wrap counter and USED its inverse, in ring order",
                 "2.8.1, 2.8.2",
@@ -184,7 +183,7 @@ class PackedQueue(Virtqueue):
     def verify_all(self) -> None:
         super().verify_all()
         for position in range(self._seen, self._given + self.size):
-            self._check_marks(position, ready=position > self._seen)
+            self._check_marks(position)
 
     def _write_used(self, batches: list[list[tuple[Chain, int]]]) -> bool:
         old = self._given
