@@ -207,6 +207,19 @@ def test_a_device_that_does_not_let_go_is_stopped_as_a_whole(make_nic, monkeypat
     works(nic)
 
 
+def test_the_error_that_a_port_keeps_holds_no_memory(make_nic, monkeypatch):
+    """It was the one that was raised, and its traceback had the memory of the port that was."""
+    nic = make_nic(offered=RESET)
+    monkeypatch.setattr(nic.device, "read_queue_reset", lambda index: 1)
+    with pytest.raises(DeviceTimeout) as raised:
+        nic.port.queues[0].reset()
+    assert nic.port._down is not raised.value
+    assert nic.port._down.__traceback__ is None
+    monkeypatch.undo()
+    nic.port.reset()
+    works(nic)
+
+
 def test_ctrl_c_in_the_middle_leaves_a_port_to_be_reset(make_nic, monkeypatch):
     nic = make_nic(offered=RESET)
 
