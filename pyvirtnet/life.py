@@ -102,7 +102,7 @@ class Life(BringUp):
                 memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
                 self._start_pair(queue, *self._set_up_pair(queue, memory))
             except BaseException as error:  # the device may go on writing: all of it has to stop
-                self._take_down(error.copy() if isinstance(error, Error) else why)
+                self._take_down(error if isinstance(error, Error) else why)
                 raise
             self._control.restore(rings)
 

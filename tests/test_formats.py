@@ -5,11 +5,11 @@ bring the orders of completion.
 """
 
 from itertools import product
-from types import FunctionType
 
 import pytest
 import test_receive
 import test_transmit
+from again import OF_ONE_FORMAT, again
 from nic import PLAIN, Nic, finish, frame, frames
 
 from pyvirtnet.testing import mask
@@ -28,42 +28,12 @@ FORMATS = {
     )
     if (ring, extra) != ("split", "plain")  # the modules themselves
 }
-# What is about the words of a plain split ring, about completion that IN_ORDER forbids, or about
-# one format in itself
-NOT_HERE = {
-    "test_waiting_is_woken_by_the_interrupt",
-    "test_transmitting_asks_for_no_interrupt",
-    "test_indices_wrap",
-    "test_random_merges",
-    "test_impossible_tx_bursts",
-    "test_indices_wrap_under_shuffled_completion",
-    "test_chains_complete_in_any_order",
-    "test_a_chain_that_finds_no_room_is_not_taken_in_part",
-    "test_what_a_frame_may_be",
-    "test_one_bad_frame_and_nothing_is_sent",
-    "test_mtu",
-}
-
-
-def _again(test):
-    """The same test for this module: the rules it is marked with are held where it stands."""
-    copy = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__)
-    marks = (mark for mark in getattr(test, "pytestmark", ()) if mark.name != "rule")
-    copy.pytestmark = [_fewer(mark) for mark in marks]
-    return copy
-
-
-def _fewer(mark):
-    """Two random lives in each format are enough: there are many formats."""
-    if mark.name == "parametrize" and mark.args[0] == "seed":
-        return pytest.mark.parametrize("seed", mark.args[1][:2]).mark
-    return mark
 
 
 for module in (test_receive, test_transmit):
     for _name, _test in vars(module).items():
-        if _name.startswith("test_") and _name not in NOT_HERE:
-            globals()[f"{_name}_of_{module.__name__[5:]}"] = _again(_test)
+        if _name.startswith("test_") and _name not in OF_ONE_FORMAT:
+            globals()[f"{_name}_of_{module.__name__[5:]}"] = again(_test)
 
 
 @pytest.fixture(params=FORMATS.values(), ids=FORMATS)

@@ -6,7 +6,6 @@ First what is special about them, then the datapath's tests once more with every
 import mmap
 import os
 import threading
-from types import FunctionType
 
 import pytest
 import test_burst
@@ -14,6 +13,7 @@ import test_lies
 import test_lifetime
 import test_receive
 import test_transmit
+from again import OF_ONE_FORMAT, again
 from nic import PLAIN, Liar, Nic, finish, frame, frames
 
 from pyvirtnet import DeviceBroken, PortClosed, dma
@@ -28,21 +28,9 @@ FORMATS = {
 }
 # What counts head slots right after a burst is gone: those of late heads come back with the next
 # call that receives
-NOT_HERE = {
+NOT_HERE = OF_ONE_FORMAT | {
     "test_slots_in_pieces_make_short_bursts",
     "test_nothing_reclaims_behind_the_callers_back",
-    # about the words of a plain split ring, or a completion that IN_ORDER forbids
-    "test_waiting_is_woken_by_the_interrupt",
-    "test_transmitting_asks_for_no_interrupt",
-    "test_indices_wrap",
-    "test_random_merges",
-    "test_impossible_tx_bursts",
-    "test_indices_wrap_under_shuffled_completion",
-    "test_chains_complete_in_any_order",
-    "test_a_chain_that_finds_no_room_is_not_taken_in_part",
-    "test_what_a_frame_may_be",
-    "test_one_bad_frame_and_nothing_is_sent",
-    "test_mtu",
 }
 
 
@@ -393,21 +381,6 @@ def test_a_doorbell_that_forks_before_the_sleep(make_nic):
 # ---- the datapath's tests, with every head late --------------------------------------------------
 
 
-def _again(test):
-    """The same test for this module: the rules it is marked with are held where it stands."""
-    copy = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__)
-    marks = (mark for mark in getattr(test, "pytestmark", ()) if mark.name != "rule")
-    copy.pytestmark = [_fewer(mark) for mark in marks]
-    return copy
-
-
-def _fewer(mark):
-    """Two random lives in each format are enough: there are many formats."""
-    if mark.name == "parametrize" and mark.args[0] == "seed":
-        return pytest.mark.parametrize("seed", mark.args[1][:2]).mark
-    return mark
-
-
 def _runs_here(name, test):
     """Tests that make their ports with `make_nic`."""
     if not name.startswith("test_") or name in NOT_HERE:
@@ -421,7 +394,7 @@ _split = pytest.mark.parametrize("make_nic", [0], indirect=True, ids=["split"])
 for module in (test_receive, test_transmit, test_burst, test_lifetime, test_lies):
     for _name, _test in list(vars(module).items()):
         if _runs_here(_name, _test):
-            _copy = _again(_test)
+            _copy = again(_test)
             if module not in (test_receive, test_transmit):
                 _copy.pytestmark.append(_split.mark)
             globals()[f"{_name}_of_{module.__name__[5:]}"] = _copy
