@@ -154,6 +154,7 @@ class Life(BringUp):
 
     def _take_down(self, why: Error) -> None:
         """Reset first; only then does what the device held go back to its holders (2.4)."""
+        why = why.copy()  # the one that is raised has a traceback, whose frames hold our memory
         self._down = why
         self._control.stop(why)
         try:
