@@ -29,6 +29,8 @@ cdef class QueuePair(Waiter):
     cdef int _look_after(self, double seconds) except -1
     cdef Py_ssize_t _send(self, frames) except -1
     cdef RxBurst _receive(self, Py_ssize_t n, int pending)
+    cdef inline uint32_t _take_slots(self, uint32_t want, uint32_t *first) noexcept
+    cdef inline int _fill(self, Store *store, uint32_t slots, int pending) noexcept
     cdef int _free_slots(self) except -1
     cdef inline bint _late(self, uint32_t frames) noexcept
     cdef int _receive_without_gil(self, Store *store, uint32_t slots, int pending) noexcept

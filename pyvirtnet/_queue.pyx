@@ -303,14 +303,9 @@ cdef class QueuePair(Waiter):
         return burst
 
     cdef RxBurst _receive(self, Py_ssize_t n, int pending):
-        cdef uint32_t want = min(n, <Py_ssize_t>pending), first = 0, slots
-        cdef int got = 0
+        cdef uint32_t first = 0, slots = self._take_slots(min(n, <Py_ssize_t>pending), &first)
         cdef Store *store
-        slots = take_slots(&self.pool.pool, want, &first)
-        if slots < want and self.rx.nlate:  # which hold some, of bursts that are gone too
-            give_slots(&self.pool.pool, first, slots)
-            late_give_back(&self.rx, True)
-            slots = take_slots(&self.pool.pool, want, &first)
+        cdef int got
         if slots == 0:
             self.rx.stats.no_slots += 1
             return self.nothing
@@ -319,14 +314,7 @@ cdef class QueuePair(Waiter):
             give_slots(&self.pool.pool, first, slots)
             raise MemoryError
         hold_slots(store, first, slots)
-        if self._late(slots):
-            got = late_receive(&self.rx, store, slots)
-        if <uint32_t>got == slots:
-            pass
-        elif slots < self.release_from:
-            got = rx_receive(&self.rx, store, slots, pending - got)
-        else:
-            got = self._receive_without_gil(store, slots, pending - got)
+        got = self._fill(store, slots, pending)
         if got <= 0:
             drop_store(store, 1)
             if got < 0:
@@ -339,6 +327,24 @@ cdef class QueuePair(Waiter):
         store.owner = <PyObject *>self.pool
         Py_INCREF(self.pool)
         return new_rx_burst(store)
+
+    cdef inline uint32_t _take_slots(self, uint32_t want, uint32_t *first) noexcept:
+        """A run of head slots, of which the receive ring may hold some for bursts that are gone."""
+        cdef uint32_t slots = take_slots(&self.pool.pool, want, first)
+        if slots < want and self.rx.nlate:
+            give_slots(&self.pool.pool, first[0], slots)
+            late_give_back(&self.rx, True)
+            slots = take_slots(&self.pool.pool, want, first)
+        return slots
+
+    cdef inline int _fill(self, Store *store, uint32_t slots, int pending) noexcept:
+        """Up to `slots` frames of `pending` used buffers; how many, or a BROKEN_ code."""
+        cdef int late = late_receive(&self.rx, store, slots) if self._late(slots) else 0
+        if <uint32_t>late == slots:
+            return late
+        if slots < self.release_from:
+            return rx_receive(&self.rx, store, slots, pending - late)
+        return self._receive_without_gil(store, slots, pending - late)
 
     cdef inline bint _late(self, uint32_t frames) noexcept:
         """Are heads of so many frames to be copied when somebody looks at them, or now?"""
