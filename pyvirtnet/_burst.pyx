@@ -11,6 +11,7 @@ cimport numpy as cnp
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.number cimport PyIndex_Check, PyNumber_AsSsize_t
 from cpython.ref cimport Py_INCREF, PyObject
+from cpython.slice cimport PySlice_AdjustIndices, PySlice_Unpack
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -188,8 +189,8 @@ cdef class Burst:
     cdef Burst _slice(self, key):
         cdef Py_ssize_t start, stop, step, i
         cdef Burst burst = self._like()
-        start, stop, step = key.indices(self.count)
-        burst.count = len(range(start, stop, step))
+        PySlice_Unpack(key, &start, &stop, &step)
+        burst.count = PySlice_AdjustIndices(self.count, &start, &stop, step)
         if burst.count < 2:
             step = 1  # it may be any number there is; products of others stay in the store
         burst.start, burst.step = self.start + start * self.step, self.step * step

@@ -151,8 +151,10 @@ def test_representations(nic, made):
 # ---- indexing as a list does -------------------------------------------------------------------
 
 whole = st.integers(-12, 12)
-maybe = st.one_of(st.none(), whole)
-slices = st.builds(slice, maybe, maybe, st.one_of(st.none(), st.integers(-4, 4).filter(bool)))
+huge = st.sampled_from([10**30, -(10**30)])
+maybe = st.one_of(st.none(), whole, huge)
+steps = st.one_of(st.none(), st.integers(-4, 4).filter(bool), huge)
+slices = st.builds(slice, maybe, maybe, steps)
 selections = st.one_of(
     slices,
     st.tuples(st.just("mask"), st.lists(st.booleans(), min_size=10, max_size=10)),
