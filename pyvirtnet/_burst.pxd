@@ -1,6 +1,6 @@
 """Bursts: columns over a store, and which of its frames they select."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from ._pages cimport Store
 
@@ -20,13 +20,13 @@ cdef class Burst:
 
     cdef Burst owner(self)
     cdef object _one(self, uint32_t index)
-    cdef object _all_lengths(self)
-    cdef object _indices(self)
+    cdef object _gather(self, const uint8_t *first, Py_ssize_t stride, int dimensions,
+                        Py_ssize_t width, int kind)
     cdef object _rows(self, Py_ssize_t width)
     cdef object _headers(self)
     cdef Burst _like(self)
     cdef Burst _slice(self, key)
-    cdef Burst _select(self, array)
+    cdef Burst _select(self, key)
     cdef inline uint32_t frame(self, Py_ssize_t i) noexcept nogil:
         return self.index[i] if self.index != NULL else <uint32_t>(self.start + i * self.step)
 

@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.number cimport PyIndex_Check, PyNumber_AsSsize_t
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.slice cimport PySlice_AdjustIndices, PySlice_Unpack
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -30,6 +30,7 @@ from ._pages cimport (
     new_linear_store,
     page_address,
 )
+from ._pick cimport pick
 
 cnp.import_array()
 
@@ -91,7 +92,7 @@ cdef class Burst:
             if not 0 <= i < self.count:
                 raise IndexError(f"frame {key} of a burst of {self.count}")
             return self._one(self.frame(i))
-        return self._select(np.asarray(key))
+        return self._select(key)
 
     def __iter__(self):
         cdef Py_ssize_t i
@@ -103,19 +104,26 @@ cdef class Burst:
         """uint32[n]: bytes of each frame, the virtio header not counted. Read-only."""
         cdef cnp.npy_intp shape = self.count, stride = self.step * sizeof(uint32_t)
         if self.index != NULL:
-            return _frozen(self._all_lengths()[self._indices()])
+            return self._gather(<const uint8_t *>self.store.lengths, sizeof(uint32_t), 1, 1,
+                                cnp.NPY_UINT32)
         return _view(self.owner(), self.store.lengths + self.start, 1, &shape, &stride,
                      cnp.NPY_UINT32, cnp.NPY_ARRAY_ALIGNED)
 
-    cdef object _all_lengths(self):
-        cdef cnp.npy_intp shape = self.store.nframes
-        return _view(self.owner(), self.store.lengths, 1, &shape, NULL, cnp.NPY_UINT32,
-                     cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_C_CONTIGUOUS)
-
-    cdef object _indices(self):
-        cdef cnp.npy_intp shape = self.count
-        return _view(self, self.index, 1, &shape, NULL, cnp.NPY_UINT32,
-                     cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_C_CONTIGUOUS)
+    cdef object _gather(self, const uint8_t *first, Py_ssize_t stride, int dimensions,
+                        Py_ssize_t width, int kind):
+        """A read-only copy of what lies at `first`, one stride on and so on, for picked frames."""
+        cdef cnp.npy_intp shape[2]
+        cdef cnp.ndarray copy
+        cdef uint8_t *to
+        cdef Py_ssize_t i
+        shape[0], shape[1] = self.count, width
+        copy = cnp.PyArray_EMPTY(dimensions, shape, kind, 0)
+        to = <uint8_t *>cnp.PyArray_DATA(copy)
+        width *= cnp.PyArray_ITEMSIZE(copy)
+        for i in range(self.count):
+            memcpy(to + i * width, first + self.index[i] * stride, width)
+        cnp.PyArray_CLEARFLAGS(copy, cnp.NPY_ARRAY_WRITEABLE)
+        return copy
 
     cdef object _rows(self, Py_ssize_t width):
         """The heads as one array; frames picked by mask or indices as a read-only copy."""
@@ -126,10 +134,7 @@ cdef class Burst:
         if not self.count:
             return np.empty((0, width), np.uint8)
         if self.index != NULL:
-            shape[0], strides[0] = self.store.nframes, self.store.stride
-            rows = _view(self.owner(), heads(self.store), 2, shape, strides, cnp.NPY_UINT8,
-                         cnp.NPY_ARRAY_ALIGNED)
-            return _frozen(rows[self._indices()])
+            return self._gather(heads(self.store), self.store.stride, 2, width, cnp.NPY_UINT8)
         return _view(self.owner(), heads(self.store) + self.start * <Py_ssize_t>self.store.stride,
                      2, shape, strides, cnp.NPY_UINT8,
                      cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
@@ -163,18 +168,15 @@ cdef class Burst:
         cdef cnp.npy_intp shape[2]
         cdef cnp.npy_intp strides[2]
         cdef uint8_t *first
-        shape[0], shape[1] = self.store.nframes, sizeof(Header)
-        strides[0], strides[1] = sizeof(Header), 1
         if not self.count:
-            return np.zeros((0, shape[1]), np.uint8)
+            return np.zeros((0, sizeof(Header)), np.uint8)
         if self.store.headers == NULL and not attach_headers(self.store):
             raise MemoryError
         first = <uint8_t *>self.store.headers
         if self.index != NULL:
-            rows = _view(self.owner(), first, 2, shape, strides, cnp.NPY_UINT8,
-                         cnp.NPY_ARRAY_ALIGNED)
-            return _frozen(rows[self._indices()])
-        shape[0], strides[0] = self.count, self.step * <Py_ssize_t>sizeof(Header)
+            return self._gather(first, sizeof(Header), 2, sizeof(Header), cnp.NPY_UINT8)
+        shape[0], shape[1] = self.count, sizeof(Header)
+        strides[0], strides[1] = self.step * <Py_ssize_t>sizeof(Header), 1
         return _view(self.owner(), first + self.start * <Py_ssize_t>sizeof(Header), 2, shape,
                      strides, cnp.NPY_UINT8, cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
 
@@ -202,42 +204,18 @@ cdef class Burst:
                 burst.index[i] = self.index[start + i * step]
         return burst
 
-    cdef Burst _select(self, array):
+    cdef Burst _select(self, key):
         cdef Py_ssize_t i
-        cdef Burst burst
-        cdef cnp.ndarray picked
-        if array.ndim != 1:
-            raise IndexError("a burst is indexed by a number, a slice, a mask or a list of indices")
-        if array.dtype == np.bool_:
-            if array.size != self.count:
-                raise IndexError(f"a mask of {array.size} for a burst of {self.count}")
-            array = np.flatnonzero(array)
-        elif array.size == 0:
-            array = array.astype(np.intp)
-        elif not np.issubdtype(array.dtype, np.integer):
-            raise IndexError(f"indices must be whole numbers, not {array.dtype}")
-        if array.size and (int(array.min()) < -self.count or int(array.max()) >= self.count):
-            raise IndexError(f"index out of range for a burst of {self.count}")
-        array = array.astype(np.intp)  # only now is there room to add
-        picked = np.where(array < 0, array + self.count, array)
-        burst = self._like()
-        burst.count, burst.step = picked.size, 1
-        if burst.count:
-            burst.index = <uint32_t *>malloc(burst.count * sizeof(uint32_t))
-            if burst.index == NULL:
-                raise MemoryError
-            for i in range(burst.count):
-                burst.index[i] = self.frame((<cnp.npy_intp *>cnp.PyArray_DATA(picked))[i])
+        cdef Burst burst = self._like()
+        burst.index = pick(key, self.count, &burst.count)
+        burst.step = 1
+        for i in range(burst.count):
+            burst.index[i] = self.frame(burst.index[i])
         return burst
 
     cdef object _one(self, uint32_t index):
         """The frame at `index` of the store, as the kind of burst shows it."""
         raise NotImplementedError
-
-
-cdef object _frozen(cnp.ndarray array):
-    array.flags.writeable = False
-    return array
 
 
 @cython.final
@@ -284,12 +262,13 @@ cdef class TxBurst(Burst):
     def set_lengths(self, lengths):
         """Send only the first `lengths[i]` bytes of row i: one number, or one for each frame."""
         cdef Py_ssize_t i
-        wanted = np.broadcast_to(np.asarray(lengths), (self.count,)).astype(np.int64)
+        cdef cnp.ndarray wanted
+        wanted = np.broadcast_to(np.asarray(lengths), (self.count,)).astype(np.int64, order="C")
         if self.count and (wanted.min() < MIN_FRAME or wanted.max() > self.store.head_room):
             raise ValueError(
                 f"lengths must lie between {MIN_FRAME} and {self.store.head_room} bytes")
         for i in range(self.count):
-            self.store.lengths[self.frame(i)] = wanted[i]
+            self.store.lengths[self.frame(i)] = (<const int64_t *>cnp.PyArray_DATA(wanted))[i]
 
     cdef object _one(self, uint32_t index):
         return _bytes_view(self.owner(), heads(self.store) + <size_t>index * self.store.stride,

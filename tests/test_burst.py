@@ -271,6 +271,42 @@ def test_indices_of_every_type(nic, kind):
         assert bytes(burst[np.array([-1], kind)][0]) == frame(60, 255)
 
 
+def apart(array):
+    """The same array, its elements not side by side."""
+    return np.repeat(array, 3)[::3]
+
+
+def backwards(array):
+    return array[::-1].copy()[::-1]
+
+
+def odd(array):
+    """The same array at an odd address."""
+    return np.frombuffer(b"x" + array.tobytes(), array.dtype, offset=1)
+
+
+@pytest.mark.parametrize("lie", [apart, backwards, odd])
+@pytest.mark.parametrize("picked", [[0, 3, 7], [9, 9, 0], []], ids=str)
+def test_masks_and_indices_however_they_lie_in_memory(nic, lie, picked):
+    burst = received(nic)
+    expected = [CONTENT[i] for i in picked]
+    assert [bytes(one) for one in burst[lie(np.array(picked, np.intp))]] == expected
+    mask = np.isin(range(10), picked)
+    expected = [CONTENT[i] for i in sorted(set(picked))]
+    assert [bytes(one) for one in burst[lie(mask)]] == expected
+
+
+def test_what_is_read_of_picked_frames_is_a_copy_and_read_only(nic):
+    burst = received(nic)
+    part = burst[[2, 5]]
+    for one in (part.lengths, part.heads, part[:1].heads, burst[[]].lengths, burst[[]][:].lengths):
+        assert not one.flags.writeable
+        assert one.base is None or not np.shares_memory(one, burst.heads)
+    heads = part.heads
+    burst.heads[2, 0] ^= 0xFF
+    assert heads[0, 0] != burst.heads[2, 0] == part.heads[0, 0]
+
+
 def test_iterating_twice_and_at_once(nic):
     burst = received(nic)
     assert [bytes(one) for one in burst] == [bytes(one) for one in burst] == CONTENT
