@@ -4,7 +4,7 @@ Knows neither pages nor frames. What the device marked used is read once, as one
 believed here: the core checks it against its own shadow state.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ._barrier cimport full_fence, observe64, peek32, poke32, poke64, publish64
 from ._layout cimport (
@@ -38,6 +38,7 @@ cdef struct PackedVq:
     uint16_t next_id        # with IN_ORDER: what the next buffer to enter the inbox is
     uint8_t event_idx
     uint8_t in_order
+    uint8_t old_events      # the device may forget to move its event: kick unless it lies ahead
 
 cdef enum:
     BOTH = PACKED_AVAIL | PACKED_USED
@@ -77,7 +78,7 @@ cdef inline void packed_expose(PackedVq *vq, uint16_t id, uint64_t addr, uint32_
 
 cdef inline bint packed_publish(PackedVq *vq) noexcept nogil:
     """Show all filled descriptors to the device; True if it wants a kick (2.8.20, 2.8.10)."""
-    cdef uint16_t count = vq.unpublished, where
+    cdef int32_t recent = vq.unpublished, since
     cdef uint32_t event
     publish64(&vq.desc[vq.first].word, vq.first_word)
     vq.unpublished = 0
@@ -85,10 +86,14 @@ cdef inline bint packed_publish(PackedVq *vq) noexcept nogil:
     event = peek32(vq.device_event)
     if event >> 16 & 3 != EVENT_DESC or not vq.event_idx:
         return event >> 16 & 3 != EVENT_DISABLE
-    where = event & 0x7FFF
+    since = <int32_t>vq.avail_next - (event & 0x7FFF)  # descriptors filled since the event
     if (event >> 15 & 1) != packed_wrap(vq):
-        where -= vq.size  # it means the lap before
-    return <uint16_t>(vq.avail_next - where - 1) < count
+        since += vq.size  # it means the lap before
+    if since <= 0:
+        since += 2 * vq.size
+    if vq.old_events:
+        recent = vq.size + vq.in_flight
+    return since <= recent
 
 
 cdef inline bint packed_is_used(const PackedVq *vq, uint64_t *word) noexcept nogil:

@@ -26,6 +26,9 @@ cdef bint tx_create(TxRing *tx, const RingFormat *format, uint32_t size, uint8_t
     tx.lead = HEADER_BYTES - <int32_t>tx.header_bytes
     if format.packed:
         packed_init(&tx.packed, memory, size, start, format.event_idx, format.in_order)
+        # QEMU's, when a frame that it had to queue is gone, takes what else there is and leaves its
+        # event where it was.
+        tx.packed.old_events = True
     else:
         split_init(&tx.split, memory, size, start, format.event_idx, format.alignment)
     tx.tables = NULL

@@ -37,6 +37,27 @@ def test_the_queues_of_a_port_cannot_be_taken_from_it():
         send([bytes(60)])
 
 
+@pytest.mark.parametrize("start", [0, 20, 0x7FE5])
+@pytest.mark.parametrize("reclaimed", [True, False])
+def test_a_device_that_goes_on_without_moving_its_event_is_kicked(start, reclaimed):
+    """QEMU's does with packed rings: frames stopped for good once its receiver had been full."""
+    nic = Nic(
+        offered=PLAIN | mask("ring_packed", "event_idx"), queue_sizes=(32, 32), start_index=start
+    )
+    queue = nic.device.queues[1]
+    event = bytes(queue._device_area)  # the next descriptor is to be announced
+    assert nic.port.send_burst(frames(13)) == 13
+    assert nic.device.kicks[1] == 1
+    nic.device.take()
+    nic.device.complete()
+    publish(queue._device_area, 0, event)
+    if reclaimed:
+        nic.port.reclaim()
+    assert nic.port.send_burst(frames(5, first=13)) == 5
+    assert nic.device.kicks[1] == 2
+    finish(nic)
+
+
 @pytest.mark.parametrize("name", ["recv_burst", "send_burst", "reclaim"])
 def test_a_call_through_the_class_says_that_the_port_is_closed(name):
     """It was an IndexError: a stopped port has no queues."""
