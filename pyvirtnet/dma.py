@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from threading import RLock
 
 from .errors import OutOfMemory
-from .hugepages import HUGE_PAGE, open_together
+from .hugepages import HUGE_PAGE, memory_file, open_together
 
 SMALL_PAGE = mmap.PAGESIZE
 PAGE_KINDS = ((HUGE_PAGE, os.MFD_HUGETLB), (SMALL_PAGE, 0))  # size, flag: what is tried, in turn
@@ -172,8 +172,7 @@ class Memory:
             rounded = -(-size // page_size) * page_size
             fd = None
             try:
-                fd = os.memfd_create("pyvirtnet", os.MFD_CLOEXEC | flags)
-                os.ftruncate(fd, rounded)
+                fd = memory_file(rounded, flags)
                 return Region(fd, rounded, page_size, iova)
             except OSError as error:
                 if fd is not None:

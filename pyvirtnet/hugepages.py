@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import CDLL, addressof, c_char, c_int, c_long, get_errno
 from errno import EAGAIN, ENOMEM, EPERM
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
 from pathlib import Path
 
 HUGE_PAGE = 2 << 20
@@ -72,14 +73,20 @@ def _places(fd: int, pages: int) -> list[int]:
             del first  # a mapping that is referred to can't be closed
 
 
-def _create(pages: int) -> int:
-    fd = os.memfd_create("pyvirtnet", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+def memory_file(size: int, flags: int) -> int:
+    """A memory file that keeps its size, whoever gets it: what is cut off kills its readers."""
+    fd = os.memfd_create("pyvirtnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
     try:
-        os.ftruncate(fd, pages * HUGE_PAGE)
+        os.ftruncate(fd, size)
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _create(pages: int) -> int:
+    return memory_file(pages * HUGE_PAGE, os.MFD_HUGETLB)
 
 
 def _free_pages() -> int:

@@ -77,6 +77,14 @@ def test_a_region(memory, size):
     assert not os.get_inheritable(region.fd)
 
 
+def test_whoever_gets_a_regions_file_cannot_cut_it(memory):
+    """A back end could, and the next look at a ring ended the process."""
+    region = memory.allocate(100)
+    for size in (0, region.size - region.page_size, region.size + region.page_size):
+        with pytest.raises(PermissionError):
+            os.ftruncate(region.fd, size)
+
+
 def test_bus_addresses_never_overlap(memory):
     regions = [memory.allocate(size) for size in (1, 5 << 20, 4096, 2 << 20, (2 << 20) + 1, 1)]
     end = FIRST_IOVA
