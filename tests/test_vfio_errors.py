@@ -74,6 +74,20 @@ class TestRefusals:
         assert isinstance(error, errors.NotBound)
         assert error.mend == "modprobe vfio-pci"
 
+    @pytest.mark.parametrize("node", [NODE, "/dev/vfio/vfio"])
+    @pytest.mark.parametrize(
+        ("number", "mend"), [(errno.EMFILE, "ulimit -n"), (errno.ENOMEM, "dmesg")]
+    )
+    def test_a_node_that_is_there_and_cannot_be_opened(self, sysfs, kernel, node, number, mend):
+        """It was said to be busy, or VFIO not to be loaded."""
+        make_sysfs(sysfs)
+        kernel.errors[node] = number
+        error = open_failing()
+        assert type(error) is errors.Error
+        assert error.what == f"cannot open {node}"
+        assert error.why == os.strerror(number)
+        assert mend in error.mend
+
     def test_group_not_viable_names_the_others_and_not_the_bridges(self, sysfs, kernel):
         make_sysfs(sysfs)
         make_sysfs(sysfs, "0000:00:06.0", driver="e1000")

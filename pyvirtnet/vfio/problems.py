@@ -6,6 +6,7 @@ import os
 import pwd
 import resource
 from dataclasses import dataclass, field
+from errno import EBUSY, EMFILE, ENFILE, ENODEV, ENOENT, ENXIO
 from pathlib import Path
 
 from ..dma import Region
@@ -125,11 +126,20 @@ def node(path: str, error: OSError) -> Error:
     if isinstance(error, PermissionError):
         what = f"cannot open {path}"
         return NoPermission(what, str(error.strerror), f"as root: chmod 666 {path}")
+    if error.errno not in (ENOENT, ENODEV, ENXIO):
+        return _refused(path, error)
     return NotBound(
         f"cannot open {path}",
         f"{error.strerror}: the kernel's VFIO is not loaded",
         "modprobe vfio-pci",
     )
+
+
+def _refused(path: str, error: OSError) -> Error:
+    mend = "dmesg | tail may tell why"
+    if error.errno in (EMFILE, ENFILE):
+        mend = "close files, or allow more of them: ulimit -n 4096"
+    return Error(f"cannot open {path}", str(error.strerror), mend)
 
 
 def group(function: Function, path: str, error: OSError) -> Error:
@@ -138,7 +148,7 @@ def group(function: Function, path: str, error: OSError) -> Error:
         return no_permission(function, path)
     if isinstance(error, FileNotFoundError):
         return not_bound(function)
-    return busy(function, path)
+    return busy(function, path) if error.errno == EBUSY else _refused(path, error)
 
 
 def not_viable(function: Function) -> GroupNotViable:
