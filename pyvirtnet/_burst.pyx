@@ -262,8 +262,10 @@ cdef class TxBurst(Burst):
     def set_lengths(self, lengths):
         """Send only the first `lengths[i]` bytes of row i: one number, or one for each frame."""
         cdef Py_ssize_t i
-        cdef cnp.ndarray wanted
-        wanted = np.broadcast_to(np.asarray(lengths), (self.count,)).astype(np.int64, order="C")
+        cdef cnp.ndarray wanted = np.asarray(lengths)
+        if wanted.size and wanted.dtype.kind not in "iu":
+            raise TypeError(f"lengths are whole numbers, not {wanted.dtype}")
+        wanted = np.broadcast_to(wanted, (self.count,)).astype(np.int64, order="C")
         if self.count and (wanted.min() < MIN_FRAME or wanted.max() > self.store.head_room):
             raise ValueError(
                 f"lengths must lie between {MIN_FRAME} and {self.store.head_room} bytes")

@@ -5,6 +5,8 @@ cimport numpy as cnp
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 
+from ._barrier cimport read_once
+
 import numpy as np
 
 cnp.import_array()
@@ -61,7 +63,7 @@ cdef uint32_t *_listed(cnp.ndarray indices, Py_ssize_t count, Py_ssize_t *picked
     cdef uint32_t *numbers = _room(size)
     cdef cnp.npy_intp value
     for i in range(size):
-        value = (<const cnp.npy_intp *>(values + i * stride))[0]  # once: it may change meanwhile
+        value = <cnp.npy_intp>read_once(values + i * stride)  # it may change meanwhile
         if not -count <= value < count:
             free(numbers)
             raise IndexError(f"index {value} in a list for a burst of {count}")

@@ -141,6 +141,13 @@ def test_rows_of_a_tx_burst(made):
     assert [len(row) for row in made[::-3]] == [23, 20, 17, 14]
 
 
+def test_lengths_are_whole_numbers(made):
+    for odd in (60.9, [60.0] * 10, np.ones(10, bool), ["60"] * 10, None):
+        with pytest.raises(TypeError):
+            made.set_lengths(odd)
+    assert made.lengths.tolist() == [60] * 10
+
+
 def test_representations(nic, made):
     burst = received(nic)
     assert repr(burst) == "<RxBurst of 10 frames>"
