@@ -9,6 +9,7 @@ from ._waiting cimport Waiter
 
 cdef class QueuePair(Waiter):
     cdef uint8_t rx_busy, tx_busy
+    cdef bint lent                  # the receiving side is at the transmit ring
     cdef bint stopped               # closed because the device was reset
     cdef object look                # called now and then: is the device there, and is it ours?
     cdef object restart             # called to start this pair alone anew
@@ -35,7 +36,7 @@ cdef class QueuePair(Waiter):
     cdef inline bint _late(self, uint32_t frames) noexcept
     cdef int _receive_without_gil(self, Store *store, uint32_t slots, int pending) noexcept
     cdef bint _let_go(self)
-    cdef RxBurst _stay_out(self, call)
+    cdef RxBurst _stay_out(self, call, bint lent=*)
     cdef int _leave(self, uint8_t *busy) except -1
     cdef int _call_rx(self) except -1
     cdef int _call_tx(self) except -1

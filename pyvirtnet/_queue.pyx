@@ -217,11 +217,15 @@ cdef class QueuePair(Waiter):
         del gone  # not before: their ends may let other threads run
         return True
 
-    cdef RxBurst _stay_out(self, call):
-        """There is no device now, or somebody is in already. Who finds none holds up no reset."""
+    cdef RxBurst _stay_out(self, call, bint lent=False):
+        """There is no device now, or somebody is in already. Who finds none holds up no reset.
+
+        Whose side is only `lent`, to who receives and takes back what was sent, is not refused.
+        """
         if self.closed is None:
-            raise self._busy(call)
-        if not self.away:
+            if not lent:
+                raise self._busy(call)
+        elif not self.away:
             raise self._gone()
         return self.nothing
 
@@ -291,11 +295,13 @@ cdef class QueuePair(Waiter):
             return burst
         rx_refill(&self.rx, burst.count == 0)
         if self.rx.nhungry and enter(&self.tx_busy):  # out of pages: sent frames may hold some
+            self.lent = True
             try:
                 self._call_rx()  # says where the driver is now, not after what follows (2.9)
                 if tx_reclaim(&self.tx) > 0 and self.closed is None:
                     rx_refill(&self.rx, burst.count == 0)
             finally:
+                self.lent = False
                 leave(&self.tx_busy)
         self.rx.stats.no_pages += self.rx.nhungry != 0
         if self.rx.bell.due:
@@ -365,9 +371,10 @@ cdef class QueuePair(Waiter):
         """Sleep until a frame or the deadline comes, with a look at the device now and then."""
         cdef RxBurst burst
         cdef double begun, now = now_seconds()
+        cdef uint64_t starved
         cdef double deadline = now + 1e300 if timeout is None else now + timeout
         while True:
-            begun = now
+            begun, starved = now, self.rx.stats.no_slots
             if self.away:  # outside: no call may be under way when the device comes back
                 burst = self.nothing
                 sleep(min(LOOK_SECONDS, deadline - now))
@@ -375,6 +382,8 @@ cdef class QueuePair(Waiter):
                 burst = self._sleep(n, min(SLICE_SECONDS, deadline - now))
             if burst.count:
                 return burst
+            if self.rx.stats.no_slots != starved:  # frames are there, and their place is held
+                sleep(min(POLL_SECONDS, deadline - begun))
             now = now_seconds()
             if now - begun >= SLICE_SECONDS:
                 self.look()
@@ -433,7 +442,7 @@ cdef class QueuePair(Waiter):
             finally:
                 self._leave(&self.tx_busy)
         else:
-            self._stay_out("send_burst")
+            self._stay_out("send_burst", self.lent)
         if sent == 0:
             self._idle()
         return sent
@@ -475,7 +484,7 @@ cdef class QueuePair(Waiter):
             finally:
                 self._leave(&self.tx_busy)
         else:
-            self._stay_out("reclaim")
+            self._stay_out("reclaim", self.lent)
         if count == 0:
             self._idle()
         return count
@@ -526,13 +535,13 @@ cdef class QueuePair(Waiter):
 
     cdef int _call_rx(self) except -1:
         if self.rx.bell.due:
-            self.rx.bell.due = 0
             self.rx_call(self.rx.bell.due_value)
+            self.rx.bell.due = 0  # not before: Ctrl-C may come first, and nobody would kick again
         return 0
 
     cdef int _call_tx(self) except -1:
-        self.tx.bell.due = 0
         self.tx_call(self.tx.bell.due_value)
+        self.tx.bell.due = 0  # as above
         return 0
 
     def counters(self):

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from math import inf
 from threading import RLock
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self, SupportsIndex
 
 from ._queue import QueuePair
 from .bringup import BringUp
 from .errors import DeviceGone, Error, FeatureMissing, PortClosed, QueueBusy
+from .memory import PortMemory
 from .negotiate import least_ring
 from .spec import Feature
 from .transport.base import Transport
@@ -47,6 +48,7 @@ class Life(BringUp):
         self._reconnect = inf if reconnect is True else float(reconnect)
         self._gone_at: float | None = None  # while a device is away that may come back
         self._next_try = 0.0
+        self._left: list[PortMemory] = []  # to a device that would not be reset
         self._closed = False
         self._changing = False  # reset() or a return of the device is under way
         self._close_wanted = False  # and close() was called in the middle of it
@@ -69,6 +71,7 @@ class Life(BringUp):
             _await_calls(pairs)
             self._transport.revive()
             self._bring_up()
+            self._left.clear()
             self._gone_at = None
 
     def _restart(self, queue: QueuePair, size: int | None) -> None:
@@ -82,13 +85,13 @@ class Life(BringUp):
         rings, mend = (2 * queue.index, 2 * queue.index + 1), "call it again"
         why = PortClosed(f"{self.name} is closed", "a queue pair is being reset", mend)
         with self._care, self._change():
-            memory = self._memory
-            if memory is None or queue not in self._queues:
+            own = self._memory
+            if own is None or queue not in self._queues:
                 raise (self._down or why).copy()
-            sizes = [memory.sizes[i] if size is None else operator.index(size) for i in rings]
+            sizes = [own.sizes[i] if size is None else operator.index(size) for i in rings]
             least = least_ring(self._features.negotiated, self._max_frame)
             for index, wanted in zip(rings, sizes, strict=True):
-                memory.check_size(index, wanted, least)
+                own.check_size(index, wanted, least)
             if not queue._hold(why):
                 raise QueueBusy(
                     f"{self.name} cannot reset a queue pair",
@@ -99,8 +102,8 @@ class Life(BringUp):
                 for index in rings:
                     self._transport.reset_queue(index)
                 queue._pause(why)
-                memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
-                self._start_pair(queue, *self._set_up_pair(queue, memory))
+                own.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
+                self._start_pair(queue, *self._set_up_pair(queue, own))
             except BaseException as error:  # the device may go on writing: all of it has to stop
                 self._take_down(error if isinstance(error, Error) else why)
                 raise
@@ -120,6 +123,7 @@ class Life(BringUp):
             self._closed = True  # not before: a close() that Ctrl-C broke off can be repeated
             _open_ports.discard(self)
             self._memory = None
+            self._left.clear()
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -136,6 +140,9 @@ class Life(BringUp):
             if self._close_wanted:
                 self._close_wanted = False
                 self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a port is neither copied nor pickled: it has the device")
 
     def __enter__(self) -> Self:
         return self
@@ -162,7 +169,7 @@ class Life(BringUp):
         except DeviceGone:
             pass  # and with it all it could reach
         except Error:
-            self._memory = None  # it may go on writing: leave that memory to it
+            self._leave_memory()
         queues, self._queues = self._queues, []
         self._past += queues
         for queue in queues:
@@ -172,6 +179,12 @@ class Life(BringUp):
             self._changes.call()
         if isinstance(why, DeviceGone):
             self._transport.let_go(why)
+
+    def _leave_memory(self) -> None:
+        """The device may go on writing there until it has been reset (3.3.1)."""
+        if self._memory is not None:
+            self._left.append(self._memory)
+        self._memory = None
 
     def _look(self) -> None:
         """A queue idles. A device that has gone raises DeviceGone, or is waited for."""
@@ -194,11 +207,12 @@ class Life(BringUp):
             if not self._reconnect:
                 self._take_down(gone)
                 raise
-            paused = [queue._pause(gone) for queue in self.queues]
+            why = gone.copy()  # as in _take_down
+            paused = [queue._pause(why) for queue in self.queues]
             if not all(paused):
                 return  # another thread is in a call: look again later
             if not isinstance(gone, DeviceGone):
-                self._memory = None  # it may go on writing
+                self._leave_memory()
             self._gone_at = time.monotonic()
 
     def _try_again(self, gone_at: float) -> None:
@@ -206,6 +220,7 @@ class Life(BringUp):
             with self._change():
                 self._transport.revive(0.0)
                 self._bring_up()
+                self._left.clear()
                 self._gone_at = None
         except Error as error:
             now = time.monotonic()

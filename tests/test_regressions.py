@@ -1,8 +1,11 @@
 """Defects that were found, by what one saw of them."""
 
+import copy
 import ctypes
+import gc
 import mmap
 import os
+import pickle
 import select
 import signal
 import struct
@@ -10,6 +13,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,8 +26,9 @@ from pyvirtnet import OutOfMemory, PortClosed, _waiting, dma
 from pyvirtnet._pcap import records
 from pyvirtnet.arena import Arena
 from pyvirtnet.dma import Memory
-from pyvirtnet.testing import HostileDevice, NetDevice, mask
+from pyvirtnet.testing import HostileDevice, Loopback, NetDevice, mask
 from pyvirtnet.testing.memory import publish
+from pyvirtnet.transport.sim import SimTransport
 from pyvirtnet.wakeup import WakeUp
 
 
@@ -598,3 +603,100 @@ def test_memory_that_comes_back_while_more_is_taken(monkeypatch, another):
     assert not arena._returned
     assert [region.size for region in source.regions()] == [1 << 23]
     del block
+
+
+class Hurried(Loopback):
+    """A device whose transmit doorbell Ctrl-C comes before, once."""
+
+    kicks = 0
+
+    def kick(self, index):
+        if index == 1:
+            self.kicks += 1
+            if self.kicks == 2:
+                raise KeyboardInterrupt
+        super().kick(index)
+
+
+@pytest.mark.parametrize("ring", [PLAIN, PLAIN | mask("ring_packed")], ids=["split", "packed"])
+def test_a_doorbell_that_is_interrupted_rings_with_the_next_call(ring):
+    """The device was asleep for good: no later frame is the one that it wants to be woken for."""
+    device = Hurried(features=ring | mask("event_idx"))
+    with pyvirtnet.Port(SimTransport(device, "sim:interrupted")) as port:
+        assert port.send_burst([bytes(60)]) == 1
+        with pytest.raises(KeyboardInterrupt):
+            port.send_burst([bytes(61)])
+        port.send_burst([])
+        assert device.kicks == 3
+        assert [len(frame) for frame in port.recv_burst(4)] == [60, 61]
+
+
+class Absent(SimTransport):
+    """A device that goes away and comes back."""
+
+    reconnects, away = True, False
+
+    def check(self):
+        if self.away:
+            raise pyvirtnet.DeviceGone("sim:absent is gone", "the test", "wait")
+        super().check()
+
+    def revive(self, patience=None):
+        self.check()
+
+
+def test_a_port_that_waits_for_its_device_keeps_nobodys_frames():
+    """The error that it remembered had a traceback, and that the frames of all callers."""
+    transport = Absent(Loopback(), "sim:absent")
+    with pyvirtnet.Port(transport, reconnect=True) as port:
+
+        def work():
+            port.send_burst([bytes(600)])
+            burst = port.recv_burst(4)
+            assert len(burst) == 1
+            transport.away = True
+            while port._gone_at is None:
+                port.recv_burst(1)
+            return weakref.ref(burst)
+
+        held = work()
+        gc.collect()
+        assert held() is None
+        transport.away = False
+
+
+class Stuck(Loopback):
+    """A device that does not let itself be reset."""
+
+    stuck = False
+
+    def write_status(self, status):
+        if not self.stuck or status:
+            super().write_status(status)
+
+
+def test_a_device_that_would_not_be_reset_keeps_its_memory():
+    """Without an IOMMU it went on writing to pages that the kernel had given to others."""
+    device = Stuck()
+    with pyvirtnet.Port(SimTransport(device, "sim:stuck")) as port:
+        region = weakref.ref(port._memory.region)
+        device.stuck = True
+        for _ in range(2):
+            with pytest.raises(pyvirtnet.DeviceTimeout):
+                port.reset()
+        gc.collect()
+        assert region() is not None
+        device.stuck = False
+        port.reset()
+        gc.collect()
+        assert region() is None
+        assert port.send_burst([bytes(60)]) == 1
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_port_is_not_copied(duplicate):
+    """The end of the copy closed the port."""
+    with pyvirtnet.open("sim:loopback") as port:
+        with pytest.raises(TypeError, match="a port is neither copied nor pickled"):
+            duplicate(port)
+        assert port.send_burst([bytes(60)]) == 1
