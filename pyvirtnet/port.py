@@ -38,7 +38,8 @@ def open(
     "vhost-user:/path?server=on&wait=30": the back end connects to us, within so many seconds.
 
     ring_size   entries of each ring, a power of two; the device's own size if not given
-    pages       receive pages of 4096 bytes, of each queue pair; 3 a ring entry if not given
+    pages       pages of 4096 bytes, of each queue pair: what is received lies in them, and copies of
+                longer frames that are sent; 3 a ring entry if not given
     features    switches such as "-mrg_rxbuf" for a feature that is not to be used
     offloads    leave checksums and segmentation to the device, as `burst.offload` says, and take
                 frames whose checksums are not made yet, of up to 64 KiB; what of it the device can

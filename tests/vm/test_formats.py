@@ -78,6 +78,23 @@ def test_a_wait_ends_with_its_interrupt(ports: tuple[Port, Port]) -> None:
         timer.join()
 
 
+def test_frames_go_on_after_the_receiver_was_full(ports: tuple[Port, Port]) -> None:
+    """QEMU keeps one frame, the hub another; with the second it takes what is left in the ring."""
+    tx, rx = ports
+    size = rx.info()["ring_sizes"][0]
+    for count in (size - 56, 56 + 2 + 18):
+        assert tx.send_burst([bytes(60)] * count) == count
+        time.sleep(0.3)  # QEMU is at it, and nobody receives
+    expected = size + 20
+    for more in (0, 10, 10, 10):
+        assert tx.send_burst([bytes(60)] * more) == more
+        expected += more
+        got, end = rx.stats.rx_frames, time.monotonic() + SECONDS
+        while got < expected and time.monotonic() < end:
+            got += len(rx.recv_burst(64, timeout=0.1))
+        assert got == expected
+
+
 @pytest.mark.rule("VQC-003", "PCI-026", "PCI-027")
 def test_a_queue_pair_is_reset_alone(ports: tuple[Port, Port]) -> None:
     """QEMU offers RING_RESET from 7.2 on."""
