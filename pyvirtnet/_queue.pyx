@@ -575,7 +575,8 @@ cdef class QueuePair(Waiter):
         return 0 if self.closed is not None else rx_posted(&self.rx)
 
     def _busy(self, call):
-        return QueueBusy(f"{call} on {self.name}", "another thread is in this call",
+        return QueueBusy(f"{call} on {self.name}",
+                         "another thread is in this call, or an iterator that it was given",
                          "give each thread a queue pair of its own, or take turns with a lock")
 
     def _broken(self, direction, code, value):

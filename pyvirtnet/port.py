@@ -38,7 +38,7 @@ def open(
     "vhost-user:/path?server=on&wait=30": the back end connects to us, within so many seconds.
 
     ring_size   entries of each ring, a power of two; the device's own size if not given
-    pages       pages of 4096 bytes, of each queue pair: what is received lies in them, and copies of
+    pages       pages of 4096 bytes, of each queue pair, for what is received and for copies of
                 longer frames that are sent; 3 a ring entry if not given
     features    switches such as "-mrg_rxbuf" for a feature that is not to be used
     offloads    leave checksums and segmentation to the device, as `burst.offload` says, and take
