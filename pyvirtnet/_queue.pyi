@@ -12,6 +12,7 @@ from .transport.base import Doorbell
 
 LOOK_SECONDS: float
 BUSY_LOOK_SECONDS: float
+STALL_SECONDS: float
 SLICE_SECONDS: float
 POLL_SECONDS: float
 LATE_AFTER: int
