@@ -9,7 +9,7 @@ from ._waiting cimport Waiter
 
 cdef class QueuePair(Waiter):
     cdef uint8_t rx_busy, tx_busy
-    cdef bint lent                  # the receiving side is at the transmit ring
+    cdef bint lent                  # the transmit ring, to who does not send
     cdef bint stopped               # closed because the device was reset
     cdef object look                # called now and then: is the device there, and is it ours?
     cdef object restart             # called to start this pair alone anew

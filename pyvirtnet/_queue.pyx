@@ -549,7 +549,7 @@ cdef class QueuePair(Waiter):
         if now - self.stalled < STALL_SECONDS or not self.tx.format.packed or not self.tx_pending:
             return 0
         if self.closed is None and enter(&self.tx_busy):
-            self.stalled = now
+            self.stalled, self.lent = now, True
             try:
                 if self.closed is None and not packed_is_used(&self.tx.packed, &word):
                     self.tx.stats.kicks += 1
@@ -557,6 +557,7 @@ cdef class QueuePair(Waiter):
                     if self.tx.bell.due:
                         self._call_tx()
             finally:
+                self.lent = False
                 self._leave(&self.tx_busy)
         return 0
 
