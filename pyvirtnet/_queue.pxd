@@ -1,6 +1,6 @@
 """One queue pair: what `recv_burst` and `send_burst` run on."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from ._burst cimport RxBurst
 from ._pages cimport Store
@@ -9,7 +9,7 @@ from ._waiting cimport Waiter
 
 cdef class QueuePair(Waiter):
     cdef uint8_t rx_busy, tx_busy
-    cdef bint lent                  # the transmit ring, to who does not send
+    cdef bint lent                  # the receiving side is at the transmit ring
     cdef bint stopped               # closed because the device was reset
     cdef object look                # called now and then: is the device there, and is it ours?
     cdef object restart             # called to start this pair alone anew
@@ -18,8 +18,6 @@ cdef class QueuePair(Waiter):
     cdef public uint32_t late_from   # in bursts of so many frames
     cdef uint32_t in_vain           # looks at the receive ring in a row that found nothing
     cdef double looked              # when
-    cdef double stalled             # since when no frame has come into or out of the transmit queue
-    cdef uint64_t stalled_at        # and how many had
     cdef object rx_call, tx_call    # doorbells of devices in this process
     cdef RxBurst nothing            # the empty burst
     cdef readonly Py_ssize_t index  # which pair of its port it is
@@ -30,7 +28,6 @@ cdef class QueuePair(Waiter):
     cdef inline int _begin(self) except -1
     cdef int _idle(self) except -1
     cdef int _look_after(self, double seconds) except -1
-    cdef int _rouse(self, double now) except -1
     cdef Py_ssize_t _send(self, frames) except -1
     cdef RxBurst _receive(self, Py_ssize_t n, int pending)
     cdef inline uint32_t _take_slots(self, uint32_t want, uint32_t *first) noexcept

@@ -12,7 +12,6 @@ from .transport.base import Doorbell
 
 LOOK_SECONDS: float
 BUSY_LOOK_SECONDS: float
-STALL_SECONDS: float
 SLICE_SECONDS: float
 POLL_SECONDS: float
 LATE_AFTER: int

@@ -10,7 +10,6 @@ from ._barrier cimport enter, leave, peek32
 from ._burst cimport LONG_BURST, Burst, RxBurst, empty_rx_burst, new_rx_burst
 from ._late cimport late_begin, late_forget, late_give_back, late_look, late_receive
 from ._offload cimport BIT_CSUM, has
-from ._packed cimport packed_is_used
 from ._pages cimport (
     HEADER_BYTES,
     PagePool,
@@ -34,13 +33,11 @@ from ._ring cimport (
     BROKEN_ORDER,
     BROKEN_REPEAT,
     RingFormat,
-    ring_bell,
     ring_memory,
     set_bell,
     table_bytes,
 )
 from ._transmit cimport tx_publish, tx_rewind
-from ._virtqueue cimport vq_kick_data
 from ._waiting cimport Waiter, now_seconds
 
 from time import sleep
@@ -51,7 +48,6 @@ from .nic import Stats
 
 LOOK_SECONDS = 0.01  # between looks at the device while nothing moves
 BUSY_LOOK_SECONDS = 1.0  # and while something does: a device that works may be wanted back
-STALL_SECONDS = 1.0  # without a frame sent, while frames are there to be: the device may be asleep
 SLICE_SECONDS = 0.1  # of sleep, between looks at the device and at signals
 POLL_SECONDS = 0.001  # of sleep, where there are no interrupts
 LATE_AFTER = 64  # bursts in a row at which nobody has looked: no need to copy the next one's heads
@@ -535,30 +531,6 @@ cdef class QueuePair(Waiter):
         if now - self.looked >= seconds:
             self.looked = now
             self.look()
-            self._rouse(now)
-        return 0
-
-    cdef int _rouse(self, double now) except -1:
-        """A packed transmit queue has stalled: one kick more does no harm (2.8.16).
-
-        QEMU's device forgets to ask for kicks when frames were sent while its link was down.
-        """
-        cdef uint64_t word, moved = self.tx.stats.frames + self.tx.stats.reclaimed
-        if moved != self.stalled_at:
-            self.stalled_at, self.stalled = moved, now
-        if now - self.stalled < STALL_SECONDS or not self.tx.format.packed or not self.tx_pending:
-            return 0
-        if self.closed is None and enter(&self.tx_busy):
-            self.stalled, self.lent = now, True
-            try:
-                if self.closed is None and not packed_is_used(&self.tx.packed, &word):
-                    self.tx.stats.kicks += 1
-                    ring_bell(&self.tx.bell, vq_kick_data(&self.tx.packed))
-                    if self.tx.bell.due:
-                        self._call_tx()
-            finally:
-                self.lent = False
-                self._leave(&self.tx_busy)
         return 0
 
     cdef int _call_rx(self) except -1:

@@ -16,7 +16,6 @@ import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack
 from threading import RLock
 
 from .errors import OutOfMemory
@@ -157,12 +156,11 @@ class Memory:
     def forget(self) -> None:
         """In a forked child: no mapper is ours, and every region becomes a private copy."""
         self._mappers, self._lock, self._showing = [], RLock(), RLock()
-        with ExitStack() as stack:  # one that fails keeps no other from it
-            for region in self.regions():
-                region.final.detach()
-                stack.callback(os.close, region.fd)
-                stack.callback(region.become_private)
-            self._regions = weakref.WeakSet()
+        for region in self.regions():
+            region.final.detach()
+            region.become_private()
+            os.close(region.fd)
+        self._regions = weakref.WeakSet()
 
     def _create(self, size: int) -> Region:
         if size > PHYSICAL:  # populating it would not fail: the kernel would kill processes
@@ -217,10 +215,11 @@ class Memory:
         )
 
     def _release(self, fd: int, iova: int, size: int) -> None:
-        with ExitStack() as stack:  # one that fails keeps no other from it
-            stack.callback(os.close, fd)
+        try:
             for mapper in tuple(self._mappers):
-                stack.callback(mapper.unmap, iova, size)
+                mapper.unmap(iova, size)
+        finally:
+            os.close(fd)
 
 
 memory = Memory()

@@ -137,38 +137,6 @@ def test_a_region_that_goes_is_unmapped_and_closed(memory):
     assert open_files() == before
 
 
-class Failing(Recorder):
-    def unmap(self, iova, size):
-        super().unmap(iova, size)
-        raise Refused
-
-
-def test_a_mapper_that_fails_keeps_no_other_from_unmapping(memory):
-    mappers, before = [Failing(), Recorder(), Failing()], open_files()
-    for mapper in mappers:
-        memory.attach(mapper)
-    region = memory.allocate(4096)
-    with pytest.raises(Refused):
-        region.final()
-    assert [mapper.mapped for mapper in mappers] == [{}, {}, {}]
-    del region
-    assert open_files() == before
-
-
-def test_a_copy_that_fails_in_a_child_keeps_no_other_from_being_made(memory, monkeypatch):
-    regions, copied = [memory.allocate(4096) for _ in range(3)], []
-
-    def become_private(region):
-        copied.append(region)
-        raise OSError("no memory")
-
-    monkeypatch.setattr(dma.Region, "become_private", become_private)
-    with pytest.raises(OSError, match="no memory"):
-        memory.forget()
-    assert sorted(copied, key=id) == sorted(regions, key=id)
-    assert list(memory.regions()) == []
-
-
 def test_every_mapper_sees_every_region(memory):
     early, late = Recorder(), Recorder()
     memory.attach(early)

@@ -22,7 +22,7 @@ import pytest
 from nic import PLAIN, Nic, finish, frame, frames
 
 import pyvirtnet
-from pyvirtnet import OutOfMemory, PortClosed, _queue, _waiting, dma
+from pyvirtnet import OutOfMemory, PortClosed, _waiting, dma
 from pyvirtnet._pcap import records
 from pyvirtnet.arena import Arena
 from pyvirtnet.dma import Memory
@@ -603,30 +603,6 @@ def test_memory_that_comes_back_while_more_is_taken(monkeypatch, another):
     assert not arena._returned
     assert [region.size for region in source.regions()] == [1 << 23]
     del block
-
-
-@pytest.mark.parametrize("ring", [PLAIN, PLAIN | mask("ring_packed")], ids=["split", "packed"])
-def test_a_packed_queue_that_stalls_is_kicked_now_and_then(monkeypatch, ring):
-    """QEMU's slept for good once frames had been sent while its link was down."""
-    nic = Nic(offered=ring)
-    assert nic.port.send_burst(frames(3)) == 3
-    monkeypatch.setattr(_queue, "LOOK_SECONDS", 0)
-
-    def kicks_of_many_looks():
-        before = nic.device.kicks[1]
-        for _ in range(300):
-            nic.port.recv_burst(1)
-        return nic.device.kicks[1] - before
-
-    assert kicks_of_many_looks() == 0  # for a second
-    monkeypatch.setattr(_queue, "STALL_SECONDS", 0)
-    assert (kicks_of_many_looks() > 0) == (ring != PLAIN)
-    nic.device.take()
-    nic.device.complete()  # that it is done is enough, reclaimed or not
-    assert kicks_of_many_looks() == 0
-    nic.port.reclaim()
-    assert kicks_of_many_looks() == 0
-    finish(nic)
 
 
 class Hurried(Loopback):
