@@ -85,13 +85,13 @@ class Life(BringUp):
         rings, mend = (2 * queue.index, 2 * queue.index + 1), "call it again"
         why = PortClosed(f"{self.name} is closed", "a queue pair is being reset", mend)
         with self._care, self._change():
-            own = self._memory
-            if own is None or queue not in self._queues:
+            memory = self._memory
+            if memory is None or queue not in self._queues:
                 raise (self._down or why).copy()
-            sizes = [own.sizes[i] if size is None else operator.index(size) for i in rings]
+            sizes = [memory.sizes[i] if size is None else operator.index(size) for i in rings]
             least = least_ring(self._features.negotiated, self._max_frame)
             for index, wanted in zip(rings, sizes, strict=True):
-                own.check_size(index, wanted, least)
+                memory.check_size(index, wanted, least)
             if not queue._hold(why):
                 raise QueueBusy(
                     f"{self.name} cannot reset a queue pair",
@@ -102,8 +102,8 @@ class Life(BringUp):
                 for index in rings:
                     self._transport.reset_queue(index)
                 queue._pause(why)
-                own.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
-                self._start_pair(queue, *self._set_up_pair(queue, own))
+                memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
+                self._start_pair(queue, *self._set_up_pair(queue, memory))
             except BaseException as error:  # the device may go on writing: all of it has to stop
                 self._take_down(error if isinstance(error, Error) else why)
                 raise
