@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from threading import RLock
 
 from .errors import OutOfMemory
-from .hugepages import HUGE_PAGE, memory_file, open_together
+from .hugepages import HUGE_PAGE, open_together
+from .memfd import memory_file
 
 SMALL_PAGE = mmap.PAGESIZE
 PAGE_KINDS = ((HUGE_PAGE, os.MFD_HUGETLB), (SMALL_PAGE, 0))  # size, flag: what is tried, in turn

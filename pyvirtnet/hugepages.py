@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import CDLL, addressof, c_char, c_int, c_long, get_errno
 from errno import EAGAIN, ENOMEM, EPERM
-from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
 from pathlib import Path
+
+from .memfd import memory_file
 
 HUGE_PAGE = 2 << 20
 _PAGEMAP = "/proc/self/pagemap"  # 64 bits for each small page: bit 63 present, bits 0-54 the frame
@@ -57,7 +58,7 @@ def physical(address: int, size: int) -> list[int]:
 @contextmanager
 def _open(pages: int) -> Iterator[tuple[int, list[int]]]:
     """A file of huge pages for a while, and the physical address of each."""
-    fd = _create(pages)
+    fd = memory_file(pages * HUGE_PAGE, os.MFD_HUGETLB)
     try:
         yield fd, _places(fd, pages)
     finally:
@@ -71,22 +72,6 @@ def _places(fd: int, pages: int) -> list[int]:
             return physical(addressof(first), len(memory))
         finally:
             del first  # a mapping that is referred to can't be closed
-
-
-def memory_file(size: int, flags: int) -> int:
-    """A memory file that keeps its size, whoever gets it: what is cut off kills its readers."""
-    fd = os.memfd_create("pyvirtnet", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
-    try:
-        os.ftruncate(fd, size)
-        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _create(pages: int) -> int:
-    return memory_file(pages * HUGE_PAGE, os.MFD_HUGETLB)
 
 
 def _free_pages() -> int:
@@ -105,7 +90,7 @@ def _run(found: list[int], pages: int) -> int | None:
 
 def _move(pool: int, found: list[int], run: range) -> int:
     """A file of the pages with the addresses in `run`, taken out of the pool."""
-    fd = _create(len(run))
+    fd = memory_file(len(run) * HUGE_PAGE, os.MFD_HUGETLB)
     try:
         for n, address in enumerate(run):
             _fallocate(pool, _PUNCH_HOLE | _KEEP_SIZE, found.index(address))
