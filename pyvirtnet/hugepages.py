@@ -58,7 +58,7 @@ def physical(address: int, size: int) -> list[int]:
 @contextmanager
 def _open(pages: int) -> Iterator[tuple[int, list[int]]]:
     """A file of huge pages for a while, and the physical address of each."""
-    fd = memory_file(pages * HUGE_PAGE, os.MFD_HUGETLB)
+    fd = _create(pages)
     try:
         yield fd, _places(fd, pages)
     finally:
@@ -72,6 +72,10 @@ def _places(fd: int, pages: int) -> list[int]:
             return physical(addressof(first), len(memory))
         finally:
             del first  # a mapping that is referred to can't be closed
+
+
+def _create(pages: int) -> int:
+    return memory_file(pages * HUGE_PAGE, os.MFD_HUGETLB)
 
 
 def _free_pages() -> int:
@@ -90,7 +94,7 @@ def _run(found: list[int], pages: int) -> int | None:
 
 def _move(pool: int, found: list[int], run: range) -> int:
     """A file of the pages with the addresses in `run`, taken out of the pool."""
-    fd = memory_file(len(run) * HUGE_PAGE, os.MFD_HUGETLB)
+    fd = _create(len(run))
     try:
         for n, address in enumerate(run):
             _fallocate(pool, _PUNCH_HOLE | _KEEP_SIZE, found.index(address))
