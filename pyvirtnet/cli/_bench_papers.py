@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import Error
 from ._bench_papers_peer import HEADERS, SEGMENT
 from ._bench_report import count, machine, progress, seconds
-from ._bench_vm import hardware, qemu_version
+from ._bench_vm import await_end, hardware, qemu_version
 from ._vm_guest import Guest
 from ._vm_image import image
 from ._vm_link import TapNamespace
@@ -77,11 +77,7 @@ def _measure(sizes: tuple[int, ...], bursts: tuple[int, ...], options: argparse.
             prefix=[*hardware(), *namespace.prefix],
         ) as guest,
     ):
-        progress("the guest boots")
-        while guest.status is None:
-            guest.pump()
-        if guest.status:
-            raise Error("the guest did not measure", guest.failure or f"status {guest.status}")
+        await_end(guest)
     return json.loads(output)
 
 

@@ -77,12 +77,16 @@ def _measure(kind: str, options: argparse.Namespace, share: Path, prefix: list[s
         share=share,
         prefix=prefix,
     ) as guest:
-        progress("the guest boots")
-        while guest.status is None:
-            guest.pump()
-        if guest.status:
-            raise Error("the guest did not measure", guest.failure or f"status {guest.status}")
+        await_end(guest)
     return json.loads(output)
+
+
+def await_end(guest: Guest) -> None:
+    progress("the guest boots")
+    while guest.status is None:
+        guest.pump()
+    if guest.status:
+        raise Error("the guest did not measure", guest.failure or f"status {guest.status}")
 
 
 def hardware() -> list[str]:
