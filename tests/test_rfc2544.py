@@ -49,6 +49,24 @@ def test_a_sender_that_is_too_slow_is_told_apart() -> None:
     assert (found.pps, found.by, len(found.trials)) == (3e5, "sender", 1)
 
 
+@pytest.mark.parametrize("share", [0.97, 0.98, 0.995])
+def test_a_sender_a_little_below_each_rate_does_not_keep_the_search_from_its_end(
+    share: float,
+) -> None:
+    """What was sent may be less than a rate that passed before: no trial is made twice."""
+    asked: list[float] = []
+
+    def trial(pps: float) -> Row:
+        assert pps not in asked
+        asked.append(pps)
+        return carries(share * 970_000)(share * pps)
+
+    found = throughput(trial, 1e6, 0.0, 0.001)
+    assert len(found.trials) <= 11
+    assert share * 969_000 <= found.pps <= share * 970_000
+    assert found.by == "device"
+
+
 def test_loss_may_be_tolerated() -> None:
     found = throughput(carries(1e5), 1e6, 0.5, 0.001)
     assert found.pps == pytest.approx(2e5, rel=0.02)
@@ -168,7 +186,14 @@ def test_a_device_that_carries_nothing_fails(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "words", [("--tests", "speed"), ("--loss", "100"), ("--size", "x"), ("--rate", "x")]
+    "words",
+    [
+        ("--tests", "speed"),
+        ("--loss", "100"),
+        ("--precision", "0"),
+        ("--size", "x"),
+        ("--rate", "x"),
+    ],
 )
 def test_wrong_usage_is_one_line(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...]

@@ -39,9 +39,12 @@ def loss(row: Row) -> float:
 
 
 def throughput(trial: Trial, top: float, tolerated: float, precision: float) -> Throughput:
-    """26.1, by halving: between the highest rate that passed and the lowest that did not."""
+    """26.1, by halving: between the highest rate that passed and the lowest that did not.
+
+    These are rates that were asked for, so that each trial halves; what is found is what was sent.
+    """
     trials: list[Row] = []
-    low, high, rate, by = 0.0, top, top, "rate"
+    best, low, high, rate, by = 0.0, 0.0, top, top, "rate"
     while not trials or high - low > precision * top:
         try:
             row = trial(rate)
@@ -51,15 +54,15 @@ def throughput(trial: Trial, top: float, tolerated: float, precision: float) -> 
         trials.append(row)
         sent = row.sent_pps or 0.0
         if loss(row) <= tolerated:
-            low = max(low, min(rate, sent))
+            best = max(best, min(rate, sent))
             if sent < SHORT * rate:
-                by, high = "sender", low
+                by = "sender"
+                break
+            low = rate
         else:
-            by, high = "device", min(high, rate)
-        if low >= high:
-            break
+            by, high = "device", rate
         rate = (low + high) / 2
-    return Throughput(low, by, trials)
+    return Throughput(best, by, trials)
 
 
 def loss_curve(trial: Trial, top: float) -> list[Row]:

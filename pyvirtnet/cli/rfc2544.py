@@ -50,6 +50,13 @@ def _percent(text: str) -> float:
     return value
 
 
+def _precision(text: str) -> float:
+    value = _percent(text)
+    if not value:
+        raise argparse.ArgumentTypeError("the search would never end at 0 %")
+    return value
+
+
 def parser() -> Parser:
     made = Parser(prog=program("rfc2544"), description=__doc__)
     add = made.add_argument
@@ -63,7 +70,7 @@ def parser() -> Parser:
     add("--rate", type=rate, metavar="R", help="the highest (the line's, or the program's own)")
     add("--line", type=line, metavar="BITS", help="the line's rate: 10G (what the port says)")
     add("--loss", type=_percent, default=0.0, metavar="%", help="that throughput tolerates (0)")
-    add("--precision", type=_percent, default=1.0, metavar="%", help="of the highest rate (1)")
+    add("--precision", type=_precision, default=1.0, metavar="%", help="of the highest rate (1)")
     add("--repeat", type=number(1, 100), default=3, metavar="N", help="of each burst length (3)")
     add("--frame", default="ipv4/udp", metavar="LAYERS", help=f"{GRAMMAR} (ipv4/udp)")
     add("--dst", type=mac, metavar="MAC", help="destination (the receiving port's)")
