@@ -222,6 +222,16 @@ def test_a_file_that_cannot_be_written_is_one_error(capsys, tmp_path):
     assert "mend: " in err
 
 
+@pytest.mark.parametrize("words", [(), ("--rotate-size", "1", "--files", "1")])
+def test_a_file_is_not_emptied_for_a_port_that_does_not_open(capsys, tmp_path, words):
+    kept = [tmp_path / "file.pcap", tmp_path / "file-00001.pcap"]
+    for path in kept:
+        path.write_bytes(b"precious")
+    assert capture.main(["sim:nowhere", "-w", str(kept[0]), *words]) == 3
+    assert "no simulator 'sim:nowhere'" in capsys.readouterr().err
+    assert [path.read_bytes() for path in kept] == [b"precious"] * 2
+
+
 def test_a_full_disk_is_one_error(capsys, far):
     send(far, [bytes(9014)] * 60)
     assert capture.main([NEAR, "-w", "/dev/full"]) == 1

@@ -65,19 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, wanted: Filter | None) -> int:
-    ng = args.format == "pcapng" or (not args.format and args.write.endswith(".pcapng"))
-    size = args.rotate_size and args.rotate_size * MIB
-    files = Files(
-        args.write,
-        ng=ng,
-        snaplen=args.snaplen,
-        interface=args.port,
-        size=size,
-        seconds=args.rotate_time,
-        keep=args.files,
-    )
-    with watchable(), pyvirtnet.open(args.port) as port, Stop() as stop:
-        capture = Capture(port, files, wanted)
+    with (
+        watchable(),
+        pyvirtnet.open(args.port) as port,  # first: without it, no file is emptied
+        Stop() as stop,
+    ):
+        capture = Capture(port, _files(args), wanted)
         try:
             capture.run(args, stop)
         except OSError as error:
@@ -90,6 +83,18 @@ def _run(args: argparse.Namespace, wanted: Filter | None) -> int:
     if args.json:
         print(json.dumps(figures), flush=True)
     return 128 + stop.signal if stop.signal else OK
+
+
+def _files(args: argparse.Namespace) -> Files:
+    return Files(
+        args.write,
+        ng=args.format == "pcapng" or (not args.format and args.write.endswith(".pcapng")),
+        snaplen=args.snaplen,
+        interface=args.port,
+        size=args.rotate_size and args.rotate_size * MIB,
+        seconds=args.rotate_time,
+        keep=args.files,
+    )
 
 
 class Capture:
