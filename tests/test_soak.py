@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import subprocess
@@ -51,9 +52,13 @@ def test_in_words(capsys):
     assert out.endswith("passed\n")
 
 
+def options(*words: str) -> argparse.Namespace:
+    return soak._parser().parse_args(words)
+
+
 def soaked(port: Port, frames: int) -> dict[str, Any]:
-    words = ["--frames", str(frames), "--burst", "8", "--sizes", "60"]
-    return soak.soak(port, soak._parser().parse_args(words), Stop(), lambda *_: None)
+    given = options("--frames", str(frames), "--burst", "8", "--sizes", "60")
+    return soak.soak(port, given, Stop(), lambda *_: None)
 
 
 class Faulty(Loopback):
@@ -136,6 +141,21 @@ def test_ctrl_c_ends_with_the_figures_so_far():
     result = json.loads(out)
     assert 0 < result["received"] == result["frames"] < 1e9
     assert CLEAN.items() <= result.items()
+    assert (result["interrupted"], result["passed"]) == (True, False)
+
+
+@pytest.mark.parametrize(("lost", "last"), [(0, "interrupted"), (1, "FAILED")])
+def test_an_interrupted_run_does_not_say_that_it_passed(lost, last):
+    stop = Stop()
+
+    def interrupt(*_: object) -> None:
+        stop.signal = signal.SIGINT
+
+    with pyvirtnet.open("sim:loopback") as port:
+        result = soak.soak(port, options("--frames", "1e9", "--sizes", "60"), stop, interrupt)
+    assert CLEAN.items() <= result.items()
+    assert (result["interrupted"], result["passed"]) == (True, False)
+    assert soak.lines(result | {"lost": lost})[-1] == last
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ def soak(
     result["mpps"] = round(loop.seen / seconds / 1e6, 3)
     result["burst"] = options.burst
     result["sizes"] = {size: list(sizes).count(size) for size in sorted({*sizes})}
+    result["interrupted"] = bool(stop.signal)
+    result["passed"] &= not stop.signal
     return result
 
 
@@ -204,8 +206,16 @@ def lines(result: dict[str, Any]) -> list[str]:
         "resident KiB: " + " ".join(map(str, memory["samples"])),
         f"growth {memory['growth']} KiB, {result['descriptors_left']} descriptors left open, "
         f"{result['pages_missing']} pages missing",
-        "passed" if result["passed"] else "FAILED",
+        _verdict(result),
     ]
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    """An interrupted run does not pass; it has failed where a frame went wrong until then."""
+    if result["passed"]:
+        return "passed"
+    wrong = any(result[name] for name in WRONG)
+    return "interrupted" if result["interrupted"] and not wrong else "FAILED"
 
 
 if __name__ == "__main__":
