@@ -61,6 +61,33 @@ def soaked(port: Port, frames: int) -> dict[str, Any]:
     return soak.soak(port, given, Stop(), lambda *_: None)
 
 
+@pytest.mark.parametrize(
+    ("device", "sizes"),
+    [
+        ("", [60, 1514, 9014]),
+        ("?mtu=1500", [60, 1514]),
+        ("?mtu=1000", [60]),
+        ("?mrg_rxbuf=off", [60, 1514]),
+        ("?queue_size=2", [60, 1514]),
+    ],
+)
+def test_the_mix_has_the_sizes_that_the_port_sends_and_takes_back(device, sizes):
+    with pyvirtnet.open(f"sim:loopback{device}") as port:
+        result = soak.soak(port, options("--frames", "300"), Stop(), lambda *_: None)
+    assert list(result["sizes"]) == sizes
+    assert 300 <= result["received"] == result["frames"]
+    assert CLEAN.items() <= result.items()
+
+
+@pytest.mark.parametrize(("device", "most"), [("?mtu=1500", 1514), ("?mrg_rxbuf=off", 4084)])
+def test_a_size_that_does_not_fit_is_one_error(capsys, device, most):
+    words = ["--device", f"sim:loopback{device}", "--sizes", f"60,{most + 1}"]
+    assert soak.main(words) == 1
+    what, mend = capsys.readouterr().err.splitlines()[-2:]
+    assert f"cannot send {most + 1} bytes and take them back: " in what
+    assert mend == f"  mend: --sizes {most} or less"
+
+
 class Faulty(Loopback):
     """Does something to the frame of each burst that it is told to."""
 

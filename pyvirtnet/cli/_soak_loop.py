@@ -11,6 +11,8 @@ from pathlib import Path
 
 from .._burst import TxBurst
 from .._stamp import Checker, in_flight, stamp
+from ..errors import Error
+from ..negotiate import largest_frame
 from ..port import Port
 from ..spec import PAGE
 
@@ -29,16 +31,35 @@ class Burst:
     buffers: int
 
 
+def room(port: Port) -> int:
+    """Buffers of the receive ring; what is not posted yet, an eighth of the ring, is no room."""
+    entries: int = port.info()["ring_sizes"][0]
+    return entries * 3 // 4
+
+
+def fitting(port: Port, asked: Sequence[int] | None) -> Sequence[int]:
+    """The sizes that are asked for, or those of the MIX that a port sends and takes back.
+
+    Raises Error where one that is asked for is too large.
+    """
+    most = min(port.max_frame, largest_frame(port.features.negotiated, room(port), None))
+    sizes = asked or [size for size in MIX if size <= most]
+    if max(sizes) > most:
+        what = f"{port.name} cannot send {max(sizes)} bytes and take them back"
+        why = f"its MTU and its receive buffers allow for {most}"
+        raise Error(what, why, f"--sizes {most} or less")
+    return sizes
+
+
 class Loop:
     """Sends up to `frames` frames, never more at a time than the receive ring has room for."""
 
-    def __init__(self, port: Port, frames: int, burst: int, sizes: Sequence[int] = MIX) -> None:
+    def __init__(self, port: Port, frames: int, burst: int, sizes: Sequence[int]) -> None:
         self.checker = Checker(0)
         self.sent = self.seen = 0
         self.silent = False  # what is on the way did not come
         self._port, self._frames, self._size = port, frames, burst
-        # What is not posted yet, an eighth of the ring, is no room.
-        self._room = port.info()["ring_sizes"][0] * 3 // 4
+        self._room = room(port)
         self._bursts = self._allocate(sizes)
         self._turn = self._idle = 0
         self._heard = time.monotonic()

@@ -27,7 +27,7 @@ from ._bench_report import machine, pinned, warn_if_busy
 from ._bench_testpmd import Testpmd, backend, cores, huge_pages
 from ._command import FAILED, OK, Parser, program, run
 from ._pktgen_traffic import Stop
-from ._soak_loop import MIX, Loop, descriptors, resident
+from ._soak_loop import Loop, descriptors, fitting, resident
 
 FRAMES = 100_000_000
 SAMPLES = 20  # of the memory, spread over the run
@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--frames", type=_frames, default=FRAMES, metavar="N", help="how many, at least (1e8)")
     add("--burst", type=_number(1, 256), default=32, metavar="N", help="frames of a call (32)")
-    mix = "frame sizes of the bursts, in turn (a mix of 60, 1514 and 9014)"
-    add("--sizes", type=_sizes, default=MIX, metavar="N,…", help=mix)
+    mix = "frame sizes of the bursts, in turn (a mix of 60, 1514 and 9014, what fits)"
+    add("--sizes", type=_sizes, metavar="N,…", help=mix)
     without = "features of the device not to be used, such as ring_packed"
     add("--without", type=_without, default=[], metavar="F,…", help=without)
     add("--device", metavar="ADDRESS", help=_DEVICE)
@@ -130,7 +130,7 @@ def soak(
     port: Port, options: argparse.Namespace, stop: Stop, progress: Callable[[int, int, float], None]
 ) -> dict[str, Any]:
     """The figures, of what was done until the end or Ctrl-C."""
-    frames, sizes = options.frames, options.sizes
+    frames, sizes = options.frames, fitting(port, options.sizes)
     loop = Loop(port, frames, options.burst, sizes)
     samples: list[int] = []
     port.recv_burst(1, timeout=0.001)  # what a port sleeps with stays open
