@@ -177,6 +177,31 @@ def test_without_a_rate_the_program_is_the_limit(capsys: pytest.CaptureFixture[s
     assert found["sizes"][0]["throughput"]["limit"] == "sender"
 
 
+QUICK = ("--size", "60", "--time", "0.05", "--rate", "500")
+LOSS = ("sim:loopback", "sim:loopback", *QUICK, "--tests", "loss")
+
+
+def test_a_report_that_cannot_be_written_is_known_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.delattr(rfc2544.pyvirtnet, "open")
+    assert rfc2544.main([*LOSS, "--report", str(tmp_path / "file" / "results")]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"cannot write to {tmp_path}/file/results: Not a directory\n  mend: ls -ld " in err
+
+
+def test_figures_are_not_lost_with_a_report_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "report.md").mkdir()
+    assert rfc2544.main([*LOSS, "--report", str(tmp_path), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [one["size"] for one in json.loads(out)["sizes"]] == [60]
+    assert f"cannot write to {tmp_path}: Is a directory" in err
+
+
 def test_a_device_that_carries_nothing_fails(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody is at the cable's other end."""
     words = ("--size", "60", "--time", "0.05", "--rate", "100", "--tests", "throughput")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ..errors import Error
@@ -71,16 +74,28 @@ def page(results: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(folder: Path, results: Result) -> list[Path]:
-    """The page, and its plots; the files written. Raises Error where the folder can't be had."""
-    try:
+def prepare(folder: Path) -> None:
+    """Makes the folder. Raises Error where it can't be had, or takes no file."""
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+
+
+def write(folder: Path, results: Result) -> list[Path]:
+    """The page, and its plots; the files written. Raises Error where that fails."""
+    with _writing(folder):
         drawn = _plots(folder, results)
         text = page(results) + "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
         (folder / "report.md").write_text(text)
+    return [folder / "report.md", *drawn]
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise Error(f"cannot write to {folder}", str(error.strerror), f"ls -ld {folder}") from None
-    return [folder / "report.md", *drawn]
 
 
 def _plots(folder: Path, results: Result) -> list[Path]:

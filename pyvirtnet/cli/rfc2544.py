@@ -24,7 +24,7 @@ from ._pktgen_report import Report, Row
 from ._pktgen_sender import Stream
 from ._pktgen_traffic import Bounds, Run, Stop, check_sizes, loop
 from ._rfc2544_report import line as figures
-from ._rfc2544_report import write
+from ._rfc2544_report import prepare, write
 from ._rfc2544_search import Interrupted, back_to_back, loss, loss_curve, throughput
 
 TESTS = ("throughput", "latency", "loss", "back-to-back")
@@ -85,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.report:
+        prepare(args.report)  # rather than find out in the end
     with ExitStack() as stack:
         stack.enter_context(watchable())
         names = dict.fromkeys((args.tx, args.rx))
@@ -93,18 +95,23 @@ def _run(args: argparse.Namespace) -> int:
             bench = Bench(args, ports[args.tx], ports[args.rx], stop)
             results = _all(args, bench)
     results["interrupted"] = bool(stop.signal)
+    _deliver(args, results)
+    if stop.signal:
+        return 128 + stop.signal
+    carried = all(one.get("throughput", {"pps": 1})["pps"] for one in results["sizes"])
+    return OK if carried else FAILED
+
+
+def _deliver(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """As JSON first: that is not lost with a report that cannot be written."""
+    if args.json:
+        print(json.dumps(results), flush=True)
     out = sys.stderr if args.json else sys.stdout
     if args.report:
         for path in write(args.report, results):
             print(f"wrote {path}", file=out)
         if find_spec("matplotlib") is None:
             print("no plots without matplotlib: pip install matplotlib", file=out)
-    if args.json:
-        print(json.dumps(results), flush=True)
-    if stop.signal:
-        return 128 + stop.signal
-    carried = all(one.get("throughput", {"pps": 1})["pps"] for one in results["sizes"])
-    return OK if carried else FAILED
 
 
 def _all(args: argparse.Namespace, bench: Bench) -> dict[str, Any]:
