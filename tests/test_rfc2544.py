@@ -13,7 +13,13 @@ from pyvirtnet.cli import rfc2544
 from pyvirtnet.cli._pktgen_report import Row
 from pyvirtnet.cli._pktgen_traffic import Run
 from pyvirtnet.cli._rfc2544_report import page
-from pyvirtnet.cli._rfc2544_search import back_to_back, loss, loss_curve, throughput
+from pyvirtnet.cli._rfc2544_search import (
+    Interrupted,
+    back_to_back,
+    loss,
+    loss_curve,
+    throughput,
+)
 
 
 def carries(most: float, sender: float = 1e9) -> Callable[[float], Row]:
@@ -89,10 +95,28 @@ def test_the_longest_burst_is_found(room: int) -> None:
     def burst(frames: int) -> Row:
         return Row(sent=frames, lost=max(0, frames - room), corrupt=0)
 
-    frames, rows = back_to_back(burst, 5000, 2)
-    assert frames <= room
-    assert frames >= min(room, 5000) * 0.98 - 1
-    assert len(rows) <= 2 * 14
+    found = back_to_back(burst, 5000, 2)
+    assert found.frames <= room
+    assert found.frames >= min(room, 5000) * 0.98 - 1
+    assert found.by == ("time" if room >= 5000 else "device")
+    assert len(found.trials) <= 2 * 14
+
+
+@pytest.mark.parametrize(
+    ("trials", "frames"), [(0, 0), (1, 0), (2, 0), (3, 0), (5, 0), (6, 2500), (8, 2500)]
+)
+def test_an_interrupted_search_of_bursts_says_so(trials: int, frames: int) -> None:
+    """5000 frames fail in the third burst of three; 2500 pass, 3750 are not decided."""
+
+    def burst(frames: int) -> Row:
+        if len(sent) == trials:
+            raise Interrupted
+        sent.append(frames)
+        return Row(sent=frames, lost=int(len(sent) == 3), corrupt=0)
+
+    sent: list[int] = []
+    found = back_to_back(burst, 5000, 3)
+    assert (found.frames, found.by, len(found.trials)) == (frames, "interrupted", trials)
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
@@ -122,6 +146,33 @@ def test_all_tests_on_a_cable(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert plots == {"throughput.png", "latency.png", "loss.png"}
     assert all(f"({name})" in text for name in plots)
     assert err.count("wrote ") == 1 + len(plots)
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3])
+def test_a_burst_that_nothing_is_known_of_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, trials: int
+) -> None:
+    """Ctrl-C comes in the next trial. 50 frames are too many, half of them pass."""
+    done = count()
+
+    def loop(tx: object, rx: object, mix: object, stream: object, run: Run) -> Row:
+        if next(done) == trials:
+            run.stop.signal = signal.SIGINT
+        frames = run.bounds.count or 0
+        return Row(sent=frames, lost=int(frames == 50), corrupt=0)
+
+    monkeypatch.setattr(rfc2544, "loop", loop)
+    words = ("--size", "60", "--time", "1", "--rate", "50", "--tests", "back-to-back")
+    status, found, err = run(capsys, "sim:loopback", "sim:loopback", *words, "--repeat", "2")
+    assert status == 130
+    burst = found["sizes"][0].get("back_to_back")
+    if trials < 3:
+        assert burst is None
+        assert "burst of" not in err
+    else:
+        assert burst == {"frames": 25, "most": 50, "limit": "interrupted", "trials": 3}
+        assert "burst of 25 or more\n" in err
+        assert "| 60 | 25 or more |" in page(found)
 
 
 @pytest.mark.parametrize("trials", [0, 1, 5, 6, 8, 12, 13, 14, 20, 25])
@@ -208,6 +259,24 @@ def test_a_device_that_carries_nothing_fails(capsys: pytest.CaptureFixture[str])
     status, found, _ = run(capsys, "sim:cable/a/0", "sim:cable/b/1", *words, "--precision", "60")
     assert status == 1
     assert found["sizes"][0]["throughput"]["pps"] == 0
+
+
+@pytest.mark.parametrize("test", ["loss", "back-to-back"])
+@pytest.mark.parametrize(("lost", "status"), [(1.0, 1), (0.9, 0)])
+def test_each_test_knows_a_device_that_carries_nothing(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    test: str,
+    lost: float,
+    status: int,
+) -> None:
+    def loop(tx: object, rx: object, mix: object, stream: object, run: Run) -> Row:
+        sent = run.bounds.count or 10
+        return Row(sent=sent, lost=int(lost * sent), corrupt=0)
+
+    monkeypatch.setattr(rfc2544, "loop", loop)
+    words = ("--size", "60", "--time", "0.5", "--rate", "100", "--tests", test)
+    assert run(capsys, "sim:loopback", "sim:loopback", *words)[0] == status
 
 
 @pytest.mark.parametrize(

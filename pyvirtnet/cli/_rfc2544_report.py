@@ -25,8 +25,12 @@ def line(result: Result) -> str:
     if "loss" in result:
         parts.append(f"{result['loss'][0]['loss_percent']:.2f} % lost at the top")
     if "back_to_back" in result:
-        parts.append(f"burst of {result['back_to_back']['frames']}")
+        parts.append(f"burst of {_burst(result['back_to_back'])}")
     return "  ".join(parts)
+
+
+def _burst(found: Result) -> str:
+    return f"{found['frames']}{' or more' if found['limit'] == 'interrupted' else ''}"
 
 
 def page(results: Result) -> str:
@@ -67,7 +71,7 @@ def page(results: Result) -> str:
     if any("back_to_back" in one for one in rows):
         lines += ["", "| size | longest burst without loss |", "| --- | --- |"]
         lines += [
-            f"| {one['size']} | {one['back_to_back']['frames']} |"
+            f"| {one['size']} | {_burst(one['back_to_back'])} |"
             for one in rows
             if "back_to_back" in one
         ]

@@ -32,6 +32,18 @@ class Throughput:
     trials: list[Row]
 
 
+@dataclass(frozen=True)
+class Longest:
+    """Frames of the longest burst that arrived whole, each time; `by` says why none is longer.
+
+    by  "device": longer ones lost frames; "time": a trial has no more; "interrupted": as above
+    """
+
+    frames: int
+    by: str
+    trials: list[Row]
+
+
 def loss(row: Row) -> float:
     """The share of frames that did not arrive whole; all, if none was sent."""
     sent = row.sent or 0
@@ -76,8 +88,8 @@ def loss_curve(trial: Trial, top: float) -> list[Row]:
     return rows
 
 
-def back_to_back(burst: Burst, most: int, repeats: int) -> tuple[int, list[Row]]:
-    """26.4: frames of the longest burst that arrives whole, each time of `repeats`."""
+def back_to_back(burst: Burst, most: int, repeats: int) -> Longest:
+    """26.4, by halving: the longest burst that arrives whole, each time of `repeats`."""
     rows: list[Row] = []
 
     def passes(frames: int) -> bool:
@@ -88,10 +100,12 @@ def back_to_back(burst: Burst, most: int, repeats: int) -> tuple[int, list[Row]]
         return True
 
     low, high = 0, most
-    with suppress(Interrupted):
+    try:
         if passes(most):
-            return most, rows
+            return Longest(most, "time", rows)
         while high - low > max(1, low // 100):
             middle = (low + high) // 2
             low, high = (middle, high) if passes(middle) else (low, middle)
-    return low, rows
+    except Interrupted:
+        return Longest(low, "interrupted", rows)
+    return Longest(low, "device", rows)

@@ -25,7 +25,7 @@ from ._pktgen_sender import Stream
 from ._pktgen_traffic import Bounds, Run, Stop, check_sizes, loop
 from ._rfc2544_report import line as figures
 from ._rfc2544_report import prepare, write
-from ._rfc2544_search import Interrupted, back_to_back, loss, loss_curve, throughput
+from ._rfc2544_search import Interrupted, Longest, back_to_back, loss, loss_curve, throughput
 
 TESTS = ("throughput", "latency", "loss", "back-to-back")
 FLAT_OUT = 1e9  # frames a second: as fast as the program can
@@ -98,8 +98,7 @@ def _run(args: argparse.Namespace) -> int:
     _deliver(args, results)
     if stop.signal:
         return 128 + stop.signal
-    carried = all(one.get("throughput", {"pps": 1})["pps"] for one in results["sizes"])
-    return OK if carried else FAILED
+    return OK if all(map(_carried, results["sizes"])) else FAILED
 
 
 def _deliver(args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -173,9 +172,9 @@ class Bench:
             yield "loss", [_lost(row) for row in rows]
         if "back-to-back" in args.tests:
             most = max(1, int(top * args.time))
-            frames, rows = back_to_back(lambda n: self._burst(mix, n), most, args.repeat)
-            if rows:
-                yield "back_to_back", {"frames": frames, "most": most, "trials": len(rows)}
+            longest = back_to_back(lambda n: self._burst(mix, n), most, args.repeat)
+            if longest.frames or longest.by != "interrupted":
+                yield "back_to_back", _longest(longest, most)
 
     def _loads(self, mix: Mix, rate: float) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -230,6 +229,20 @@ def _lost(row: Row) -> dict[str, Any]:
         "lost": row.lost,
         "loss_percent": round(100 * loss(row), 4),
     }
+
+
+def _longest(found: Longest, most: int) -> dict[str, Any]:
+    trials = len(found.trials)
+    return {"frames": found.frames, "most": most, "limit": found.by, "trials": trials}
+
+
+def _carried(found: dict[str, Any]) -> bool:
+    """Whether no test of a size says that none of its frames gets through."""
+    return (
+        found.get("throughput", {"pps": 1})["pps"] > 0
+        and any(row["loss_percent"] < 100 for row in found.get("loss", [{"loss_percent": 0}]))
+        and found.get("back_to_back", {"frames": 1})["frames"] > 0
+    )
 
 
 if __name__ == "__main__":
