@@ -13,7 +13,7 @@ from scapy.packet import Raw
 
 import pyvirtnet
 from pyvirtnet import Port
-from pyvirtnet.cli import fwd
+from pyvirtnet.cli import _fwd_loop, fwd
 from pyvirtnet.cli._fwd_loop import IDLE, Forwarder, Lane
 from pyvirtnet.cli._pktgen_traffic import Stop
 from pyvirtnet.testing import NetDevice
@@ -191,6 +191,40 @@ def test_a_sleeper_wakes_for_either_port(ends: tuple[Port, Port, Port, Port]) ->
     sender.join(60)
     assert [lane.received for lane in forwarder.lanes] == [3, 3]
     assert forwarder.seconds < 30
+
+
+class Clock:
+    """In the place of `time`: each look takes a nanosecond, each sleep a minute."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-9
+        return self.now
+
+    monotonic = perf_counter
+
+    def sleep(self) -> None:
+        self.now += 60
+
+
+def test_sleep_is_not_work(
+    ends: tuple[Port, Port, Port, Port], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right, far_left, _ = ends
+    clock = Clock()
+    forwarder = Forwarder([Lane(left, right, "io"), Lane(right, left, "io")], Stop(), poll=False)
+
+    def sleep() -> None:
+        clock.sleep()
+        far_left.send_burst([FRAME])
+
+    monkeypatch.setattr(_fwd_loop, "time", clock)
+    monkeypatch.setattr(forwarder, "_sleep", sleep)
+    forwarder.run(3, None, lambda now: None)
+    assert forwarder.seconds > 180
+    assert 0 < forwarder.busy < 1
 
 
 # ---- the command -------------------------------------------------------------------------------

@@ -136,6 +136,7 @@ class Forwarder:
         while not self.stop.signal and now < end and (count is None or count > 0):
             if idle >= IDLE and not self._poll:
                 self._sleep()
+                now = time.perf_counter()  # sleep is no work
             came = self._round(count)
             then, now = now, time.perf_counter()
             if came:
