@@ -218,6 +218,32 @@ def test_a_closed_stdout_is_nobody_who_reads(
     assert main.main(["top", "--count", "1", "--interval", "0.01"]) == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pktgen loop sim:loopback sim:loopback --count 5 --json",
+        "fwd sim:loopback --time 0.01 --json",
+        "capture sim:loopback -w /dev/null --time 0.01 --json",
+        "rfc2544 sim:loopback sim:loopback --tests loss --size 60 --time 0.01 --json",
+    ],
+)
+def test_a_closed_stderr_takes_nothing_from_stdout(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as Python sets it then
+    assert main.main(command.split()) == 0
+    json.loads(capsys.readouterr().out)
+
+
+def test_a_closed_stderr_is_not_replaced_by_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([], ["pktgne"], ["fwd", "sim:nowhere"]):
+        monkeypatch.setattr(sys, "stderr", None)
+        assert main.main(words) in (2, 3)
+        assert capsys.readouterr().out == ""
+
+
 def test_an_error_that_is_not_stdouts_is_not_taken_for_it() -> None:
     def work() -> int:
         raise PermissionError(13, "Permission denied", "/elsewhere")

@@ -66,8 +66,7 @@ def status_of(error: errors.Error) -> int:
 
 def run(name: str, work: Callable[[], int]) -> int:
     """The exit status of a command that ends in a number, an error, Ctrl-C or a full disk."""
-    if sys.stdout is None:  # it was closed
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    open_closed()
     try:
         status = work()
     except errors.Error as error:
@@ -83,6 +82,13 @@ def run(name: str, work: Callable[[], int]) -> int:
             raise
         return status
     return delivered(program(name), status)
+
+
+def open_closed() -> None:
+    """What is said to a stream that was closed is lost, and no error."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def delivered(who: str, status: int) -> int:

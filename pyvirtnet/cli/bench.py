@@ -60,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
-    warn_if_busy()
     return run("bench", lambda: _run(parser, options))
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    warn_if_busy()
     if options.command == "all":
         _all(parser, options.out or project() / "docs/benchmarks", options.only or list(RUNS))
         return OK

@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
-    warn_if_busy()
     return run("soak", lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
+    warn_if_busy()
     with (
         _device(options.device) as (address, device, versions),
         pyvirtnet.open(address, features=options.without) as port,
