@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from pyvirtnet import DeviceGone
 from pyvirtnet.cli import rfc2544
+from pyvirtnet.cli._pktgen_options import Mix
 from pyvirtnet.cli._pktgen_report import Row
 from pyvirtnet.cli._pktgen_traffic import Run
 from pyvirtnet.cli._rfc2544_report import page
@@ -277,6 +279,54 @@ def test_each_test_knows_a_device_that_carries_nothing(
     monkeypatch.setattr(rfc2544, "loop", loop)
     words = ("--size", "60", "--time", "0.5", "--rate", "100", "--tests", test)
     assert run(capsys, "sim:loopback", "sim:loopback", *words)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--size", "1514,60", "--frame", "ipv6/tcp"), "cannot send 60 bytes: headers and number"),
+        (("--size", "60,9014"), "cannot send 9014 bytes: it sends up to 1514"),
+        (("--size", "60*1+1514*2", "--frame", "ipv6/tcp"), "cannot send 60 bytes"),
+        (("--rate", "10%"), "cannot send at 10%: the port does not say"),
+    ],
+)
+def test_what_cannot_be_sent_is_known_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.delattr(rfc2544, "loop")
+    port = "sim:loopback?mtu=1500&speed_duplex=off"
+    assert rfc2544.main([port, port, "--tests", "loss", *words]) in (1, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def test_what_was_found_before_an_error_is_reported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The device is gone in the second size's second test, its burst."""
+
+    def loop(tx: object, rx: object, mix: Mix, stream: object, run: Run) -> Row:
+        if mix.label == "128" and run.bounds.count:
+            raise DeviceGone("sim:loopback is gone", "unplugged", "plug it in")
+        return Row(sent=100, lost=1, corrupt=0, asked_pps=run.pace.pps)
+
+    monkeypatch.setattr(rfc2544, "loop", loop)
+    words = ("--size", "60,128,252", "--rate", "1k", "--tests", "loss,back-to-back")
+    ports = ("sim:loopback", "sim:loopback")
+    status, found, err = run(capsys, *ports, *words, "--report", str(tmp_path))
+    assert status == 1
+    assert [one["mix"] for one in found["sizes"]] == ["60", "128"]
+    first, second = found["sizes"]
+    assert (len(first["loss"]), first["back_to_back"]["frames"]) == (10, 0)
+    assert len(second["loss"]) == 10
+    assert "back_to_back" not in second
+    assert found["error"].startswith("sim:loopback is gone: unplugged")
+    assert "   128  1.00 % lost at the top\n" in err
+    assert (tmp_path / "report.md").read_text().startswith(page(found))
 
 
 @pytest.mark.parametrize(

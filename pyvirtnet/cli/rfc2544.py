@@ -14,8 +14,9 @@ from typing import Any
 
 import pyvirtnet
 
+from ..errors import Error
 from ..port import Port
-from ._command import FAILED, OK, Parser, mac, number, program, run, seconds, watchable
+from ._command import FAILED, OK, Parser, WrongUsage, mac, number, program, run, seconds, watchable
 from ._live import Live
 from ._pktgen_frames import GRAMMAR, Template, build
 from ._pktgen_options import Mix, Rate, line, rate, sizes
@@ -87,18 +88,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.report:
         prepare(args.report)  # rather than find out in the end
+    settings = f"{args.frame}, trials of {args.time:g} s, {args.loss:g} % loss tolerated"
+    results: dict[str, Any] = {"tx": args.tx, "rx": args.rx, "settings": settings, "sizes": []}
+    stop = Stop()
+    try:
+        _measure(args, stop, results["sizes"])
+    except Error as error:
+        if results["sizes"]:  # what was found until then stands
+            _deliver(args, results | {"interrupted": bool(stop.signal), "error": str(error)})
+        raise
+    _deliver(args, results | {"interrupted": bool(stop.signal)})
+    if stop.signal:
+        return 128 + stop.signal
+    return OK if all(map(_carried, results["sizes"])) else FAILED
+
+
+def _measure(args: argparse.Namespace, stop: Stop, rows: list[dict[str, Any]]) -> None:
+    """Each size's figures, into `rows` as they are found."""
+    out = sys.stderr if args.json else sys.stdout
     with ExitStack() as stack:
         stack.enter_context(watchable())
         names = dict.fromkeys((args.tx, args.rx))
         ports = {name: stack.enter_context(pyvirtnet.open(name)) for name in names}
-        with Stop() as stop:
-            bench = Bench(args, ports[args.tx], ports[args.rx], stop)
-            results = _all(args, bench)
-    results["interrupted"] = bool(stop.signal)
-    _deliver(args, results)
-    if stop.signal:
-        return 128 + stop.signal
-    return OK if all(map(_carried, results["sizes"])) else FAILED
+        stack.enter_context(stop)
+        bench = Bench(args, ports[args.tx], ports[args.rx], stop)
+        for mix in args.size:
+            found: dict[str, Any] = {"size": round(mix.mean), "mix": mix.label}
+            rows.append(found)
+            try:
+                for name, value in bench.size(mix):
+                    found[name] = value
+            finally:
+                bench.live.clear()
+                print(figures(found), file=out, flush=True)
+            if stop.signal:
+                break
 
 
 def _deliver(args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -111,22 +135,6 @@ def _deliver(args: argparse.Namespace, results: dict[str, Any]) -> None:
             print(f"wrote {path}", file=out)
         if find_spec("matplotlib") is None:
             print("no plots without matplotlib: pip install matplotlib", file=out)
-
-
-def _all(args: argparse.Namespace, bench: Bench) -> dict[str, Any]:
-    settings = f"{args.frame}, trials of {args.time:g} s, {args.loss:g} % loss tolerated"
-    results: dict[str, Any] = {"tx": args.tx, "rx": args.rx, "settings": settings, "sizes": []}
-    out = sys.stderr if args.json else sys.stdout
-    for mix in args.size:
-        found: dict[str, Any] = {"size": round(mix.mean), "mix": mix.label}
-        for name, value in bench.size(mix):
-            found[name] = value
-        bench.live.clear()
-        results["sizes"].append(found)
-        print(figures(found), file=out, flush=True)
-        if bench.stop.signal:
-            break
-    return results
 
 
 class Quiet(Report):
@@ -144,9 +152,19 @@ class Bench:
         header = build(args.frame, args.dst or rx.mac, tx.mac)
         self.stream = Stream(header, number=secrets.randbelow(1 << 16))
         self.live, self.report = Live(), Quiet(as_json=True, about={})
-        least = Template(header).least
+        self.speed: float | None = args.line or ((tx.link.speed or 0) * 1e6 or None)
         for mix in args.size:
-            check_sizes([max(*mix.sizes, least)], tx, rx)
+            self._check(mix, Template(header).least)
+
+    def _check(self, mix: Mix, least: int) -> None:
+        """What would end the run at a later size is known before the first."""
+        if min(mix.sizes) < least:
+            what = f"cannot send {min(mix.sizes)} bytes"
+            why = f"headers and number of such a frame take {least}"
+            raise WrongUsage(what, why, f"--size {least} or more")
+        check_sizes(list(mix.sizes), self.tx, self.rx)
+        if self.args.rate is not None:
+            self.args.rate.pps(mix.mean, self.speed)
 
     def size(self, mix: Mix) -> Iterator[tuple[str, Any]]:
         """Each test's name and figures; what Ctrl-C comes before is left out."""
@@ -196,7 +214,7 @@ class Bench:
     def _top(self, mix: Mix) -> tuple[float, bool]:
         """The highest rate: the one asked for, the line's, or, and then true, the program's own."""
         asked: Rate | None = self.args.rate
-        speed = self.args.line or ((self.tx.link.speed or 0) * 1e6 or None)
+        speed = self.speed
         if asked is not None:
             return asked.pps(mix.mean, speed), False
         row = self._run(mix, Pace(FLAT_OUT), None, min(PROBING, self.args.time))
