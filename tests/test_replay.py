@@ -1,6 +1,7 @@
 """replay on simulated cables: pace, passes, filters, frames that do not fit, its end."""
 
 import gzip
+import itertools
 import json
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pyvirtnet
 from pyvirtnet import Port
 from pyvirtnet.cli import _replay_frames, _replay_loop, replay
 from pyvirtnet.cli._replay_loop import Pace
+from pyvirtnet.pcap import Reader
 from pyvirtnet.testing import NetDevice
 from pyvirtnet.transport.sim import SimTransport
 
@@ -96,6 +98,31 @@ def test_count_ends_it_and_loop_0_goes_on_for_ever(capsys, capture):
         figures = run(capsys, capture, NEAR, "--fast", "--loop", "0", "--count", "250")
     assert far.frames == (FRAMES * 3)[:250]
     assert (figures["frames"], figures["passes"]) == (250, 2)
+
+
+@pytest.mark.parametrize("burst", [64, 50])
+@pytest.mark.parametrize(("frames", "passes"), [(99, 0), (100, 1), (101, 1), (200, 2)])
+def test_a_pass_whose_last_frame_is_the_last_of_all_counts(capsys, capture, burst, frames, passes):
+    words = ("--fast", "--loop", "0", "--count", str(frames), "--burst", str(burst))
+    with Collector(frames) as far:
+        figures = run(capsys, capture, NEAR, *words)
+    assert far.frames == (FRAMES * 3)[:frames]
+    assert (figures["frames"], figures["passes"]) == (frames, passes)
+
+
+def test_what_comes_after_the_last_frame_of_all_is_not_read(capsys, capture, monkeypatch):
+    """It may come by a pipe, and be long in coming."""
+    monkeypatch.setattr(_replay_frames, "ROOM", 1)
+    packets = Reader.__iter__
+
+    def first(reader: Reader) -> Any:
+        yield from itertools.islice(packets(reader), 50)
+        raise AssertionError("read on")
+
+    monkeypatch.setattr(Reader, "__iter__", first)
+    with Collector(50):
+        figures = run(capsys, capture, NEAR, "--fast", "--count", "50", "--burst", "10")
+    assert (figures["frames"], figures["passes"]) == (50, 0)
 
 
 def test_time_ends_it(capsys, capture):

@@ -58,6 +58,11 @@ class Recording:
             mend = "choose another file, or another filter"
             raise Error(f"nothing of {self._reader.name} can be sent", why, mend)
 
+    @property
+    def last(self) -> Part | None:
+        """Of each pass; None where that is not known before it is read."""
+        return self._ready[-1] if self._rest is None and self._ready else None
+
     def __iter__(self) -> Iterator[Part]:
         if self._rest is None:
             yield from self._ready

@@ -81,17 +81,17 @@ class Replay:
         self._left: int | None = most
         for number in count(1):
             self._pace.begin_pass()
-            if not all(self._send(part) for part in recording):
+            if not all(self._send(part, part is recording.last) for part in recording):
                 break
             self.passes = number
-            if number == passes:
+            if number == passes or self._left == 0:
                 break
         self._drain()
         self.seconds = self._moved - self._began
         self._live.clear()
 
-    def _send(self, part: Part) -> bool:
-        """A part's frames when they are due; False if that is the end."""
+    def _send(self, part: Part, last: bool) -> bool:
+        """A part's frames when they are due; False if the end comes before that of the pass."""
         times, burst, at = self._pace.times(part), part.burst, 0
         while at < len(burst):
             now = time.perf_counter()
@@ -108,7 +108,7 @@ class Replay:
             if self._left is not None:
                 due = min(due, at + self._left)
             at += self._put(burst[at:due])
-        return self._left != 0
+        return last or self._left != 0
 
     def _put(self, burst: TxBurst) -> int:
         """Send; how many frames the port took."""
