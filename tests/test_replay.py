@@ -150,12 +150,24 @@ def test_rates_are_kept(capsys, capture):
         figures = run(capsys, capture, NEAR, "--rate", "0.5k")
     assert figures["asked"] == {"rate": 500.0}
     assert figures["seconds"] >= 99 / 500
-    assert figures["pps"] <= 100 / 99 * 500 + 1
+    assert figures["pps"] <= 500
     bits = 8 * sum(map(len, FRAMES))
     with Collector(100):
         figures = run(capsys, capture, NEAR, "--bits", "10M")
     assert figures["asked"] == {"bits": 10e6}
     assert figures["seconds"] >= (bits - 8 * len(FRAMES[-1])) / 10e6
+    assert figures["bps"] <= 10e6
+
+
+@pytest.mark.parametrize("frames", ["1", "2"])
+@pytest.mark.parametrize(("option", "figure"), [("--rate", "pps"), ("--bits", "bps")])
+def test_the_last_frame_has_its_time_as_well(capsys, capture, frames, option, figure):
+    """Two at 20 a second are 50 ms apart, and not 40 a second."""
+    asked = {"pps": 20, "bps": 20_000}[figure]
+    with Collector(int(frames)):
+        figures = run(capsys, capture, NEAR, option, str(asked), "--count", frames)
+    assert figures["frames"] == int(frames)
+    assert 0 < figures[figure] <= asked
 
 
 @pytest.mark.parametrize(

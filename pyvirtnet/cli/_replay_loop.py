@@ -56,6 +56,12 @@ class Pace:
         self._next = float(ends[-1])
         return ends - steps
 
+    def span(self, frames: int, octets: int) -> float:
+        """Seconds that so many frames have, the last one as well; recorded, nobody knows."""
+        if self.rate is not None:
+            return frames / self.rate
+        return octets * 8 / self.bits if self.bits is not None else 0.0
+
     def _recorded(self, stamps: NDArray[np.int64], speed: float) -> Times:
         if self._first is None:
             self._first, self._start = int(stamps[0]), self._next
@@ -66,7 +72,10 @@ class Pace:
 
 
 class Replay:
-    """Sends a recording on a port: what was sent, how late, how often the port was full."""
+    """Sends a recording on a port: what was sent, how late, how often the port was full.
+
+    seconds  from the start until the last frame went, or until the wait for the next was ended
+    """
 
     def __init__(self, port: Port, pace: Pace, stop: Stop) -> None:
         self._port, self._pace, self._stop, self._live = port, pace, stop, Live()
@@ -89,6 +98,11 @@ class Replay:
         self._drain()
         self.seconds = self._moved - self._began
         self._live.clear()
+
+    @property
+    def spent(self) -> float:
+        """Seconds, with what is left of the last frame's at a pace: for rates."""
+        return max(self.seconds, self._pace.span(self.frames, self.octets))
 
     def _send(self, part: Part, last: bool) -> bool:
         """A part's frames when they are due; False if the end comes before that of the pass."""

@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace, wanted: Filter | None) -> int:
 
 
 def _figures(args: argparse.Namespace, replay: Replay) -> dict[str, Any]:
-    spent = replay.seconds or None
+    spent = replay.spent or None
     asked = {key: value for key in ("speed", "rate", "bits") if (value := getattr(args, key))}
     return {
         "asked": asked or {"fast": True} if args.fast or asked else {"speed": 1.0},
