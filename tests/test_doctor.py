@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_machine import NIC, OTHER, Machine, standard
+from fake_machine import DISK, NIC, OTHER, Machine, standard
 
 from pyvirtnet.bind import bind
 from pyvirtnet.cli import doctor
@@ -191,6 +191,18 @@ def test_a_node_of_another_users(
     monkeypatch.setattr(os, "access", lambda path, mode: str(path).endswith("6"))
     assert set(missing(examined(NIC)[1])) == {NIC, "container"}
     assert set(missing(examined()[1])) == {"container"}  # the other one can be opened
+
+
+def test_what_is_asked_for_and_is_no_virtio_nic_is_told_apart_from_a_machine_without_one(
+    examined: Callable[..., Any], machine: Machine
+) -> None:
+    bind([NIC], host=machine)
+    status, findings = examined(DISK)
+    assert status == 3
+    assert missing(findings) == {DISK: ("this is no virtio NIC", f"pyvirtnet doctor {NIC} {OTHER}")}
+    found = missing(examined(NIC, DISK, OTHER)[1])
+    assert set(found) == {DISK, OTHER}
+    assert found[OTHER][1].startswith("sudo pyvirtnet bind")
 
 
 def test_no_nic_at_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

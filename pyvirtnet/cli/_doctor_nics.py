@@ -16,12 +16,15 @@ _NONE = f"give the machine one {_QEMU}; until then, sim:loopback and vhost-user:
 
 
 def nics(host: Host, only: Sequence[str]) -> Iterator[Finding]:
-    """Each virtio NIC, and whether any can be opened."""
+    """Each virtio NIC, or those that are asked for, and whether any can be opened."""
     wanted = {host.resolve(name) for name in only}
-    found = [nic for nic in status(host) if nic.virtio_net and (not wanted or nic.bdf in wanted)]
-    if not found:
+    known = {nic.bdf: nic for nic in status(host) if nic.virtio_net}
+    if not known:
         yield Finding("NICs", "missing", "no virtio NIC on the PCI bus", _NONE)
         return
+    for bdf in sorted(wanted - set(known)):
+        yield Finding(bdf, "missing", "this is no virtio NIC", f"tools/doctor {' '.join(known)}")
+    found = [nic for nic in known.values() if not wanted or nic.bdf in wanted]
     ready = any(nic.ready and _openable(nic) for nic in found)
     for nic in found:
         yield from _nic(host, nic, must=not ready or bool(wanted))
