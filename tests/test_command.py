@@ -278,6 +278,18 @@ def test_bash_completes_commands_subcommands_and_options() -> None:
     assert completed(script, "pyvirtnet", "completion", "") >= {"bash", "zsh", "fish"}
 
 
+def test_every_command_completes_its_options() -> None:
+    found = completion.words()
+    assert {name for (name, *_), options in list(found.items())[1:] if "--help" in options} == set(
+        COMMANDS
+    )
+    assert {"--frames", "--sizes"} <= set(found[("soak",)])
+    assert {"--hotplug", "--share"} <= set(found["vm", "run"])
+    assert {"--packed", "--json"} <= set(found["bench", "vs-dpdk"])
+    assert "--seed" in found[("fuzz",)]
+    assert "--json" in found[("demo",)]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_has_its_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert completion.main([shell]) == 0

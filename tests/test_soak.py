@@ -53,7 +53,7 @@ def test_in_words(capsys):
 
 
 def options(*words: str) -> argparse.Namespace:
-    return soak._parser().parse_args(words)
+    return soak.parser().parse_args(words)
 
 
 def soaked(port: Port, frames: int) -> dict[str, Any]:

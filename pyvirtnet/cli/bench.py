@@ -36,10 +36,10 @@ def _judge(name: str) -> ModuleType:
     return import_module(f"{__package__}._bench_{name.replace('-', '_')}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=program("bench"), description=__doc__, epilog=_EPILOG)
+def parser() -> Parser:
+    made = Parser(prog=program("bench"), description=__doc__, epilog=_EPILOG)
     names = "|".join((*JUDGES, "all"))
-    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
+    commands = made.add_subparsers(dest="command", required=True, metavar=names)
     for name in JUDGES:
         judge = _judge(name)
         command = commands.add_parser(
@@ -52,21 +52,20 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument(
         "--only", action="append", choices=list(RUNS), help="this one; may be repeated"
     )
-    return parser
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
-    return run("bench", lambda: _run(parser, options))
+    return run("bench", lambda: _run(options))
 
 
-def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     warn_if_busy()
     if options.command == "all":
-        _all(parser, options.out or project() / "docs/benchmarks", options.only or list(RUNS))
+        _all(options.out or project() / "docs/benchmarks", options.only or list(RUNS))
         return OK
     judge = _judge(options.command)
     result = watched(lambda: judge.run(options))
@@ -74,13 +73,13 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     return OK
 
 
-def _all(parser: argparse.ArgumentParser, folder: Path, names: Sequence[str]) -> None:
+def _all(folder: Path, names: Sequence[str]) -> None:
     """Each judge's result into FOLDER/NAME.json; then the page."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         words = [*RUNS[name], *(["--out", str(folder)] if name in ("sweep", "papers") else [])]
         progress(f"tools/bench {' '.join(words)}")
-        judge, given = _judge(words[0]), parser.parse_args(words)
+        judge, given = _judge(words[0]), parser().parse_args(words)
         result = watched(lambda judge=judge, given=given: judge.run(given))  # type: ignore[misc]
         (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     write_page(folder)

@@ -41,13 +41,11 @@ def _print(shell: str, as_json: bool) -> int:
 
 
 def words() -> Words:
-    """What may come next, after each command and subcommand that says what it takes."""
+    """What may come next, after each command and subcommand."""
     found: Words = {(): {name: command.about for name, command in COMMANDS.items()}}
     for name, command in COMMANDS.items():
         module = sys.modules[__name__] if name == "completion" else command.load()
-        make = getattr(module, "parser", None)
-        if make is not None:
-            found |= dict(_walk((name,), _inner(make(), command.words)))
+        found |= dict(_walk((name,), _inner(module.parser(), command.words)))
     return found
 
 

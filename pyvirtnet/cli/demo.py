@@ -154,10 +154,14 @@ def _terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def parser() -> Parser:
+    made = Parser(prog=program("demo"), description=__doc__)
+    made.add_argument("--json", action="store_true", help="the rows as JSON, on the last line")
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=program("demo"), description=__doc__)
-    parser.add_argument("--json", action="store_true", help="the rows as JSON, on the last line")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     return run("demo", lambda: _run(args.json))
 
 

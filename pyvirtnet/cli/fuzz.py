@@ -134,18 +134,18 @@ def fuzz(report: Report, seconds: float, steps: int, only: int | None, times: in
     report.seconds = time.monotonic() - began
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=program("fuzz"), description=__doc__)
-    parser.add_argument("--seconds", type=float, help="how long; 60 if neither is given")
-    parser.add_argument("--steps", type=int, help="until devices have made so many steps")
-    parser.add_argument("--seed", type=int, help="what follows from it; random if not given")
-    parser.add_argument("--round", type=int, help="replay this round of the seed, and no other")
-    parser.add_argument(
+def parser() -> Parser:
+    made = Parser(prog=program("fuzz"), description=__doc__)
+    made.add_argument("--seconds", type=float, help="how long; 60 if neither is given")
+    made.add_argument("--steps", type=int, help="until devices have made so many steps")
+    made.add_argument("--seed", type=int, help="what follows from it; random if not given")
+    made.add_argument("--round", type=int, help="replay this round of the seed, and no other")
+    made.add_argument(
         "--times", type=int, default=10, help="replays: threads make rounds differ (10)"
     )
-    parser.add_argument("--json", action="store_true", help="the report as JSON, on stdout")
-    parser.epilog = "exit status: 0 clean, 1 something was found, 2 wrong usage, 130 Ctrl-C"
-    return parser
+    made.add_argument("--json", action="store_true", help="the report as JSON, on stdout")
+    made.epilog = "exit status: 0 clean, 1 something was found, 2 wrong usage, 130 Ctrl-C"
+    return made
 
 
 def _say(report: Report) -> None:
@@ -159,7 +159,7 @@ def _say(report: Report) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     return run("fuzz", lambda: _run(args))
 
 

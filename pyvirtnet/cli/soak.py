@@ -40,7 +40,7 @@ _DEVICE = "a device that gives back what it takes (a DPDK testpmd of its own, in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     return run("soak", lambda: _run(options))
@@ -64,9 +64,9 @@ def _run(options: argparse.Namespace) -> int:
     return OK if result["passed"] else FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=program("soak"), description=__doc__)
-    add = parser.add_argument
+def parser() -> Parser:
+    made = Parser(prog=program("soak"), description=__doc__)
+    add = made.add_argument
     add("--frames", type=_frames, default=FRAMES, metavar="N", help="how many, at least (1e8)")
     add("--burst", type=_number(1, 256), default=32, metavar="N", help="frames of a call (32)")
     mix = "frame sizes of the bursts, in turn (a mix of 60, 1514 and 9014, what fits)"
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--without", type=_without, default=[], metavar="F,…", help=without)
     add("--device", metavar="ADDRESS", help=_DEVICE)
     add("--json", action="store_true", help="the result as JSON, on stdout")
-    return parser
+    return made
 
 
 def _number(low: int, high: int) -> Callable[[str], int]:

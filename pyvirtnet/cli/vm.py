@@ -30,14 +30,14 @@ is this command's. 124: CMD took too long, or the guest died. 125: it could not 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)  # what follows is CMD's, untouched
-    parser = _parser()
-    options, strange = parser.parse_known_args(given[:cut])
+    made = parser()
+    options, strange = made.parse_known_args(given[:cut])
     options.command = given[cut + 1 :]
     if strange and strange[0].startswith("-"):
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+        made.error(f"unrecognized arguments: {' '.join(strange)}")
     if strange or (options.action == "run" and not options.command):
         command = shlex.join(strange) or "CMD…"
-        parser.error(f"no command: {parser.prog} run [OPTIONS] -- {command}")
+        made.error(f"no command: {made.prog} run [OPTIONS] -- {command}")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda caught, _: sys.exit(128 + caught))
     return run("vm", lambda: _do(options))
@@ -60,9 +60,9 @@ def _do(options: argparse.Namespace) -> int:
         raise
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=program("vm"), description=__doc__, epilog=None)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="build|run")
+def parser() -> Parser:
+    made = Parser(prog=program("vm"), description=__doc__, epilog=None)
+    actions = made.add_subparsers(dest="action", required=True, metavar="build|run")
     build = actions.add_parser(
         "build", help="build the guest image, if it is not in the cache", epilog=None
     )
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cpus", type=int, default=2, metavar="N", help="the guest's processors")
     hotplug = "NICs that can be unplugged, at 0000:01:00.0, 0000:02:00.0 and so on"
     add("--hotplug", action="store_true", help=hotplug)
-    return parser
+    return made
 
 
 def _run(options: argparse.Namespace) -> int:
