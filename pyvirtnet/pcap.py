@@ -46,8 +46,8 @@ class Reader:
 
     As often as you like; "-" is the standard input, which can be read once.
     `truncated` is True once the file turned out to end in the middle of a packet, as one does whose
-    writer was killed; what came before was read. Raises Error for a file that is no capture, is
-    damaged, or holds other frames than Ethernet's, and OSError.
+    writer was killed, or to be compressed with damage; what came before was read. Raises Error for
+    a file that is no capture, is damaged, or holds other frames than Ethernet's, and OSError.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -64,7 +64,7 @@ class Reader:
 
     def _packets(self) -> Iterator[Packet]:
         self._interfaces: list[_Interface] = []
-        start = self._file.read(4)
+        start = self._read(4)
         for order in "<>":
             magic = struct.unpack(f"{order}I", start)[0] if len(start) == 4 else 0
             self._order = order
@@ -74,12 +74,14 @@ class Reader:
             if magic == _SECTION:
                 yield from self._blocks(start)
                 return
+        if self.truncated:
+            raise self._damaged("what was compressed is cut short or damaged")
         raise self._damaged("it begins as neither pcap nor pcapng does")
 
     # pcap
 
     def _classic(self, tick: int) -> Iterator[Packet]:
-        header = self._least(self._file.read(20), 20, "it ends in its header")
+        header = self._least(self._read(20), 20, "it ends in its header")
         self._check_link(struct.unpack(f"{self._order}I", header[16:])[0] & 0xFFFF)
         record = struct.Struct(f"{self._order}4I")
         while head := self._take(16, first=True):
@@ -173,14 +175,19 @@ class Reader:
 
     def _take(self, size: int, first: bool = False) -> bytes | None:
         """The next bytes; None where the file ends: it may in front of a packet's `first`."""
-        try:
-            data = self._file.read(size)
-        except (EOFError, zlib.error):  # of what was compressed
-            data, first = b"", False
+        data = self._read(size)
         if len(data) == size:
             return data
-        self.truncated = data != b"" or not first
+        self.truncated |= data != b"" or not first
         return None
+
+    def _read(self, size: int) -> bytes:
+        """The next bytes, fewer where the file ends, none where what was compressed is damaged."""
+        try:
+            return self._file.read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            self.truncated = True
+            return b""
 
     def _least(self, body: bytes, size: int, why: str = "a block is too short") -> bytes:
         if len(body) < size:

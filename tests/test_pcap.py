@@ -255,6 +255,32 @@ def test_a_compressed_file_may_end_in_the_middle(tmp_path, burst, ng):
     assert reader.truncated
 
 
+def test_a_compressed_file_may_end_anywhere(tmp_path, burst, ng):
+    """Even in gzip's own header or the capture's: packets or an Error, never gzip's EOFError."""
+    data = gzip.compress(write(burst[:3], ng=ng))
+    reader = Reader(tmp_path / "file")
+    for end in range(2, len(data)):
+        (tmp_path / "file").write_bytes(data[:end])
+        with suppress(pyvirtnet.Error):
+            assert len(list(reader)) <= 5
+        assert reader.truncated
+    (tmp_path / "file").write_bytes(data[:11])
+    with pytest.raises(pyvirtnet.Error, match="what was compressed is cut short or damaged"):
+        list(reader)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-8] + bytes(8), lambda data: data + b"junk"],
+    ids=["check sequence", "junk behind"],
+)
+def test_packets_in_front_of_damage_to_the_compression_are_read(tmp_path, burst, ng, damage):
+    (tmp_path / "file").write_bytes(damage(gzip.compress(write(burst, ng=ng))))
+    reader = Reader(tmp_path / "file")
+    assert [packet.data for packet in reader] == [frame for _, frame in EXPECTED]
+    assert reader.truncated
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data())
 def test_damaged_files_end_in_packets_or_an_error(tmp_path_factory, data):

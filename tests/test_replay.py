@@ -229,6 +229,21 @@ def test_a_file_that_ends_in_the_middle_is_sent_so_far(capsys, capture):
     assert figures["truncated"]
 
 
+def test_frames_in_front_of_damage_to_the_compression_are_sent(capsys, capture):
+    with open(capture, "rb") as file:
+        data = gzip.compress(file.read())
+    with open(capture, "wb") as file:
+        file.write(data[:-8] + bytes(8))  # its check sequence
+    assert replay.main([capture, "sim:loopback", "--fast"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("100 frames sent")
+    assert "the file ends in the middle of a packet, or is damaged" in out
+    with open(capture, "wb") as file:
+        file.write(data[:20])
+    assert replay.main([capture, "sim:loopback", "--fast"]) == 1
+    assert "what was compressed is cut short or damaged" in capsys.readouterr().err
+
+
 def test_the_standard_input(tmp_path, capture):
     with open(capture, "rb") as file:
         data = gzip.compress(file.read())

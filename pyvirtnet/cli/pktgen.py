@@ -155,7 +155,7 @@ def _frames_of(path: str) -> list[bytes]:
     try:
         frames = [packet.data for packet in Reader(path)]
     except OSError as error:
-        raise Error(f"cannot read {path}", str(error.strerror), f"ls -l {path}") from None
+        raise Error(f"cannot read {path}", str(error.strerror or error), f"ls -l {path}") from None
     if not frames:
         raise Error(f"cannot send {path}", "there is no frame in it", "capture some")
     return frames

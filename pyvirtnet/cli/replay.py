@@ -68,7 +68,7 @@ def _reading(path: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise Error(f"cannot read {path}", str(error.strerror), "name a capture") from None
+        raise Error(f"cannot read {path}", str(error.strerror or error), "name a capture") from None
 
 
 def _run(args: argparse.Namespace, wanted: Filter | None) -> int:
@@ -129,7 +129,7 @@ def _lines(figures: dict[str, Any]) -> list[str]:
     }
     lines += [f"{figures[key]} frames {said}" for key, said in remarks.items() if figures[key]]
     if figures["truncated"]:
-        lines.append("the file ends in the middle of a packet")
+        lines.append("the file ends in the middle of a packet, or is damaged")
     if figures["stalled"]:
         lines.append("the device takes no more frames; gave up")
     return lines
