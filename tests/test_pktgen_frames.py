@@ -21,6 +21,7 @@ from pyvirtnet._meter import Meter
 from pyvirtnet.cli._pktgen_frames import Template, build
 from pyvirtnet.cli._pktgen_options import Mix, rate, sizes, vary
 from pyvirtnet.cli._pktgen_pace import FREE, Pace
+from pyvirtnet.cli._pktgen_prebuilt import Plain
 from pyvirtnet.cli._pktgen_report import limit_of
 from pyvirtnet.cli._pktgen_sender import Player, Sender, Stream
 from pyvirtnet.errors import Error
@@ -330,6 +331,39 @@ def test_plain_frames_are_a_stream_that_repeats(tool: Tool) -> None:
             found += [bytes(frame) for frame in burst]
     assert len(found) == 600
     assert {frame[35] for frame in found} == {1, 2, 3}
+
+
+def test_plain_frames_have_a_row_for_each_size(tool: Tool) -> None:
+    with pyvirtnet.open(THERE) as peer:
+        words = ["--plain", "--size", "60,1514,60*2+99*1", "--count", "90", "--json"]
+        assert tool("tx", HERE, *words) == 0
+        rows = [(row["mix"], row["sent"]) for row in tool.figures["rows"]]
+        lengths = [int(n) for _ in range(5) for n in peer.recv_burst(64).lengths]
+    assert rows == [("60", 90), ("1514", 90), ("60*2+99*1", 90)]
+    assert lengths == [60] * 90 + [1514] * 90 + [60, 99, 60] * 30
+
+
+def test_plain_frames_have_all_headers(tool: Tool) -> None:
+    words = ["--plain", "--frame", "vlan/ipv4/udp", "--vary", "src-port=1-1000"]
+    assert tool("tx", HERE, *words, "--size", "70*2+99*1", "--dry-run", "1000", "--json") == 0
+    found = [bytes.fromhex(one) for one in json.loads(tool.out)["frames"]]
+    assert [int.from_bytes(one[38:40], "big") for one in found] == list(range(1, 1001))
+    assert Counter(map(len, found)) == {70: 667, 99: 333}
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("size", [128, 1513])
+def test_plain_frames_are_whole(port: Port, layers: str, size: int) -> None:
+    made = Plain(build(layers, DST, SRC), []).frames(Mix.of(size))
+    assert [len(one) for one in made] == [size]
+    assert port.send_burst(made) == 1
+    assert checksums_ok(port.recv_burst(1)).all()
+
+
+def test_plain_headers_that_there_is_no_room_for_are_told(tool: Tool) -> None:
+    words = ["--plain", "--frame", "ipv4/udp", "--vary", "src-port=0-65535", "--size", "9014"]
+    assert tool("tx", "sim:loopback", *words, "--count", "1") == 0
+    assert "9014 bytes: the first 7384 of 65536 headers are sent: --plain keeps 64 MiB" in tool.err
 
 
 def test_a_player_resends_what_is_still_on_its_way() -> None:

@@ -176,6 +176,13 @@ class Template:
         """Bytes of the smallest frame that has room for a probe."""
         return self.at + PROBE_BYTES
 
+    def check(self, sizes: Sequence[int]) -> None:
+        """Raises WrongUsage where the smallest of `sizes` has no room for a probe."""
+        if min(sizes) < self.least:
+            why = f"headers and number of such a frame take {self.least}"
+            mend = f"--size {self.least} or more"
+            raise WrongUsage(f"cannot send {min(sizes)} bytes", why, mend)
+
     def tables(self, sizes: Iterable[int], varies: list[Vary]) -> dict[int, Bytes]:
         """{frame length: uint8[flows, at]}, as probes take them."""
         rows = np.tile(np.frombuffer(self.header, np.uint8), (flows(varies), 1))

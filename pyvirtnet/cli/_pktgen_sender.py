@@ -15,12 +15,11 @@ from .._probe import Probes
 from .._stamp import STREAM, in_flight
 from ..errors import Error
 from ..port import Port
-from ._command import WrongUsage
 from ._pktgen_frames import Template
 from ._pktgen_options import Mix, Vary
 
 SEND_MEMORY = 4 << 20  # bytes of frames to be sent, where the ring could take more
-FRAMES_MEMORY = 64 << 20  # bytes of frames out of a file
+FRAMES_MEMORY = 64 << 20  # bytes of prebuilt frames
 TURNS = 4  # times that the ring of bursts may grow, for all sizes of a mix to get their turns
 
 
@@ -56,10 +55,7 @@ class Sender:
 
     def __init__(self, port: Port, mix: Mix, stream: Stream, burst: int, most: int) -> None:
         template = Template(stream.header)
-        if min(mix.sizes) < template.least:
-            what = f"cannot send {min(mix.sizes)} bytes"
-            why = f"headers and number of such a frame take {template.least}"
-            raise WrongUsage(what, why, f"--size {template.least} or more")
+        template.check(mix.sizes)
         self.port, self.stream = port, stream
         self.sent = self.calls = self.full = 0
         self._probes = Probes(template.tables(mix.sizes, stream.varies), stream.number)

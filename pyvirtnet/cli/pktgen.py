@@ -9,16 +9,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import TypeAlias
 
 import pyvirtnet
 
-from ..errors import Error
-from ..pcap import Reader
 from ..port import Port
 from ._command import FAILED, OK, Parser, mac, number, program, run, seconds, watchable
 from ._pktgen_frames import GRAMMAR, Template, build, dump, from_scapy
 from ._pktgen_options import FIELDS, Mix, Rate, line, rates, sizes, vary
 from ._pktgen_pace import Pace
+from ._pktgen_prebuilt import Plain, Recorded, recorded
 from ._pktgen_report import Report, Row
 from ._pktgen_sender import Sender, Stream
 from ._pktgen_traffic import PATIENCE, Bounds, Run, Stop, check_sizes, loop, receive, send
@@ -28,6 +29,7 @@ SECONDS = 10.0  # of a row, where neither --count nor --time says anything
 SILENCE = 10.0  # of rx
 NOBODY = "02:00:00:00:00:02"  # an address of nobody's, for tx without --dst
 SHOWN = 4  # frames of --dry-run
+Source: TypeAlias = Stream | Plain | Recorded
 
 _PORT = "0000:00:04.0 (bound to vfio-pci), vhost-user:/run/x.sock, or sim:loopback"
 
@@ -118,10 +120,13 @@ def _traffic(args: argparse.Namespace, ports: dict[str, Port], stop: Stop, repor
         return
     tx, rx = ports[args.tx], ports.get(getattr(args, "rx", ""))
     source = _source(args, tx, rx)
-    for mix in _mixes(args, source):
+    mixes = _mixes(args, source)
+    for mix in mixes:
         check_sizes(list(mix.sizes), tx, rx)
+        for remark in [] if isinstance(source, Stream) else source.remarks(mix):
+            report.note(remark)
     job = Job(args, tx, rx, source, stop, report)
-    for mix in _mixes(args, source):
+    for mix in mixes:
         for rate in args.rate:
             report.add(_row(job, mix, rate))
             if stop.signal:
@@ -135,46 +140,26 @@ class Job:
     args: argparse.Namespace
     tx: Port
     rx: Port | None
-    source: Stream | list[bytes]
+    source: Source
     stop: Stop
     report: Report
 
 
-def _source(args: argparse.Namespace, tx: Port | None, rx: Port | None) -> Stream | list[bytes]:
+def _source(args: argparse.Namespace, tx: Port | None, rx: Port | None) -> Source:
     """What is sent: a stream of probes, or frames as they are."""
     if getattr(args, "pcap", None):
-        return _frames_of(args.pcap)
+        return recorded(args.pcap)
     dst = args.dst or (rx.mac if rx else mac(NOBODY))
     src = args.src or (tx.mac if tx else mac("02:00:00:00:00:01"))
     header = from_scapy(args.scapy) if args.scapy else build(args.frame or "", dst, src)
-    stream = Stream(header, number=secrets.randbelow(1 << 16), varies=args.vary)
-    return _prebuilt(args, stream) if getattr(args, "plain", False) else stream
+    if getattr(args, "plain", False):
+        return Plain(header, args.vary)
+    return Stream(header, number=secrets.randbelow(1 << 16), varies=args.vary)
 
 
-def _frames_of(path: str) -> list[bytes]:
-    try:
-        frames = [packet.data for packet in Reader(path)]
-    except OSError as error:
-        raise Error(f"cannot read {path}", str(error.strerror or error), f"ls -l {path}") from None
-    if not frames:
-        raise Error(f"cannot send {path}", "there is no frame in it", "capture some")
-    return frames
-
-
-def _prebuilt(args: argparse.Namespace, stream: Stream) -> list[bytes]:
-    """Frames of a stream, before they are numbered anew."""
-    with pyvirtnet.open("sim:loopback") as port:
-        frames: list[bytes] = []
-        for mix in _mixes(args, stream):
-            sender = Sender(port, mix, stream, 64, 192)
-            while sender.send(64) and len(frames) < 256 * len(mix.sizes):
-                frames += [bytes(frame) for frame in port.recv_burst(64)]
-        return frames
-
-
-def _mixes(args: argparse.Namespace, source: Stream | list[bytes]) -> list[Mix]:
-    if isinstance(source, list):
-        return [Mix("file" if args.pcap else "plain", tuple(map(len, source)))]
+def _mixes(args: argparse.Namespace, source: Source) -> list[Mix]:
+    if isinstance(source, Recorded):
+        return [Mix("file", tuple(map(len, source.contents)))]
     return args.size or [Mix.of(max(60, Template(source.header).least))]
 
 
@@ -185,9 +170,12 @@ def _row(job: Job, mix: Mix, rate: Rate | None) -> Row:
     pace = Pace(rate.pps(mix.mean, line_rate), args.burst or 1) if rate else Pace()
     run = Run(Bounds(args.count, seconds, args.burst or 64, PATIENCE), job.stop, job.report, pace)
     if rx is not None and isinstance(job.source, Stream):
-        row, what = loop(tx, rx, mix, job.source, run), "nothing more arrives"
+        what = "nothing more arrives"
+        row = loop(tx, rx, mix, job.source, run)
     else:
-        row, what = send(tx, mix, job.source, run), "the device takes no more frames"
+        what = "the device takes no more frames"
+        frames = job.source if isinstance(job.source, Stream) else job.source.frames(mix)
+        row = send(tx, mix, frames, run)
     if run.stalled() and not job.stop.signal and (rate is None or rx is None):
         row.stalled = True
         job.report.note(f"{mix.label} bytes: {what}; gave up after {run.bounds.patience:g} s")
@@ -197,13 +185,14 @@ def _row(job: Job, mix: Mix, rate: Rate | None) -> Row:
 def _dry_run(args: argparse.Namespace) -> int:
     """Frames as they would be sent; ports are not opened, addresses may stand in for theirs."""
     source = _source(args, None, None)
-    if isinstance(source, list):
-        frames = source[: args.dry_run]
-    else:
+    mix, *_ = _mixes(args, source)
+    if isinstance(source, Stream):
         with pyvirtnet.open("sim:loopback") as port:
-            sender = Sender(port, _mixes(args, source)[0], source, args.dry_run, args.dry_run)
+            sender = Sender(port, mix, source, args.dry_run, args.dry_run)
             sender.send(args.dry_run)
             frames = [bytes(frame) for frame in port.recv_burst(args.dry_run)]
+    else:
+        frames = list(islice(cycle(source.frames(mix)), args.dry_run))
     print(json.dumps({"frames": [one.hex() for one in frames]}) if args.json else dump(frames))
     return OK
 

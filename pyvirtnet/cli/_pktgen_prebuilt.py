@@ -1,0 +1,79 @@
+"""Frames that are sent as they are, round and round: out of a file, or made beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle
+from math import lcm
+
+from .._burst import tx_stride
+from ..errors import Error
+from ..pcap import Reader
+from ._pktgen_frames import Template
+from ._pktgen_options import MAX_VALUES, Mix, Vary, flows
+from ._pktgen_sender import FRAMES_MEMORY
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Frames with headers, lengths and checksums as probes have them, and with nothing in them."""
+
+    header: bytes
+    varies: list[Vary]
+
+    def frames(self, mix: Mix) -> list[bytes]:
+        """A round: the sizes of a mix in turn, and each header once at least, if there is room."""
+        template = Template(self.header)
+        template.check(mix.sizes)
+        tables = template.tables(mix.sizes, self.varies)
+        turns = zip(range(self._count(mix)), cycle(mix.sizes), strict=False)
+        return [
+            tables[size][i % len(tables[size])].tobytes() + _payload(size - template.at)
+            for i, size in turns
+        ]
+
+    def _count(self, mix: Mix) -> int:
+        """Frames until headers and sizes come round together, or of all headers if that is long."""
+        headers, sizes = flows(self.varies), len(mix.sizes)
+        count = lcm(headers, sizes)
+        if count > MAX_VALUES:
+            count = -(-headers // sizes) * sizes
+        room = FRAMES_MEMORY // tx_stride(max(mix.sizes))
+        return min(count, max(1, room // sizes) * sizes)
+
+    def remarks(self, mix: Mix) -> list[str]:
+        """What was to be sent, and is not."""
+        count, headers = self._count(mix), flows(self.varies)
+        if count >= headers:
+            return []
+        room = f"--plain keeps {FRAMES_MEMORY >> 20} MiB of frames"
+        return [f"{mix.label} bytes: the first {count} of {headers} headers are sent: {room}"]
+
+
+def _payload(length: int) -> bytes:
+    """Zeros but for a word that makes its Internet sum a probe's, which checksums count with."""
+    return bytes(2) + (0xFFFF - length).to_bytes(2, "big") + bytes(length - 4)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Frames of a capture."""
+
+    contents: list[bytes]
+
+    def frames(self, _: Mix) -> list[bytes]:
+        return self.contents
+
+    def remarks(self, _: Mix) -> list[str]:
+        return []
+
+
+def recorded(path: str) -> Recorded:
+    """Raises Error for what cannot be read, or holds no frame."""
+    try:
+        frames = [packet.data for packet in Reader(path)]
+    except OSError as error:
+        raise Error(f"cannot read {path}", str(error.strerror or error), f"ls -l {path}") from None
+    if not frames:
+        raise Error(f"cannot send {path}", "there is no frame in it", "capture some")
+    return Recorded(frames)
