@@ -322,6 +322,65 @@ def test_frames_of_a_file_are_sent_as_they_are(tool: Tool, tmp_path: Path, port:
     assert "mend" in tool.err
 
 
+def capture(path: Path, *records: tuple[bytes, int]) -> str:
+    """A pcap file of frames and the lengths that they had on the wire."""
+    data = struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
+    for kept, length in records:
+        data += struct.pack("=4I", 0, 0, len(kept), length) + kept
+    path.write_bytes(data)
+    return str(path)
+
+
+def test_frames_of_a_file_that_do_not_fit_and_cut_ones_are_told(tool: Tool, tmp_path: Path) -> None:
+    good, runt, giant, part = b"a" * 60, b"r" * 9, b"g" * 1515, b"p" * 40
+    records = [(good, 60), (runt, 9), (b"", 0), (giant, 1515), (part, 1500)]
+    path = capture(tmp_path / "frames.pcap", *records)
+    with open(path, "ab") as file:
+        file.write(b"begun")
+    with pyvirtnet.open(THERE) as peer:
+        words = ("--pcap", path, "--count", "4", "--json")
+        assert tool("tx", f"{HERE}?mtu=1500", *words) == 0
+        assert [bytes(frame) for frame in peer.recv_burst(64)] == [good, part] * 2
+    assert [tool.figures[key] for key in ("unfit", "cut", "truncated")] == [3, 1, True]
+    assert "3 of the file's frames not sent: too short or too long for the port" in tool.err
+    assert "1 of the file's frames sent without the bytes that were not captured" in tool.err
+    assert "the file ends in the middle of a packet, or is damaged" in tool.err
+
+
+def test_a_file_without_a_frame_that_fits_is_one_error(tool: Tool, tmp_path: Path) -> None:
+    path = capture(tmp_path / "frames.pcap", (b"r" * 9, 9))
+    assert tool("tx", HERE, "--pcap", path, "--count", "1") == 1
+    assert "of its 1 frames none has 14 to 65535 bytes" in tool.err
+    assert "mend: choose another file" in tool.err
+
+
+def test_what_is_no_gzip_file_after_all_has_a_reason(tool: Tool, tmp_path: Path) -> None:
+    path = tmp_path / "frames.pcap"
+    path.write_bytes(b"\x1f\x8bjunk")
+    assert tool("tx", HERE, "--pcap", str(path), "--count", "1") == 1
+    assert "what was compressed is cut short or damaged" in tool.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--size", "60"), ("--dst", "02:00:00:00:00:07"), ("--src", "02:00:00:00:00:07"),
+     ("--vary", "src-port=1-5")],
+)  # fmt: skip
+def test_what_a_file_cannot_follow_is_wrong_usage(tool: Tool, words: tuple[str, ...]) -> None:
+    assert tool("tx", "0000:99:99.9", "--pcap", "none.pcap", *words, "--dry-run") == 2
+    assert f"cannot follow {words[0]}" in tool.err
+
+
+def test_addresses_of_scapys_frame_are_replaced(tool: Tool) -> None:
+    ends = "dst='02:00:00:00:00:01', src='02:00:00:00:00:02'"
+    words = ("--scapy", f"Ether({ends})/IP()/UDP()", "--dry-run", "1", "--json")
+    for more, dst, src in (((), 1, 2), (("--dst", "02:00:00:00:00:07"), 7, 2),
+                           (("--src", "02:00:00:00:00:09"), 1, 9)):  # fmt: skip
+        assert tool("tx", HERE, *words, *more) == 0
+        (frame,) = (bytes.fromhex(one) for one in json.loads(tool.out)["frames"])
+        assert (frame[5], frame[11]) == (dst, src)
+
+
 def test_plain_frames_are_a_stream_that_repeats(tool: Tool) -> None:
     with pyvirtnet.open(THERE) as peer:
         words = ["--plain", "--frame", "ipv4/udp", "--vary", "src-port=1-3", "--count", "600"]

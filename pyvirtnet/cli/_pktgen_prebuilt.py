@@ -9,6 +9,7 @@ from math import lcm
 from .._burst import tx_stride
 from ..errors import Error
 from ..pcap import Reader
+from ..spec import MIN_FRAME
 from ._pktgen_frames import Template
 from ._pktgen_options import MAX_VALUES, Mix, Vary, flows
 from ._pktgen_sender import FRAMES_MEMORY
@@ -57,23 +58,43 @@ def _payload(length: int) -> bytes:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Frames of a capture."""
+    """Frames of a capture that a port sends, and what became of the others.
+
+    unfit      left out: too short or too long for the port
+    cut        sent without the bytes that were not captured
+    truncated  the file ends in the middle of a packet, or is damaged
+    """
 
     contents: list[bytes]
+    unfit: int
+    cut: int
+    truncated: bool
 
     def frames(self, _: Mix) -> list[bytes]:
         return self.contents
 
     def remarks(self, _: Mix) -> list[str]:
-        return []
+        """What was to be sent, and is not."""
+        counts = {
+            "of the file's frames not sent: too short or too long for the port": self.unfit,
+            "of the file's frames sent without the bytes that were not captured": self.cut,
+        }
+        said = [f"{count} {what}" for what, count in counts.items() if count]
+        ends = ["the file ends in the middle of a packet, or is damaged"]
+        return said + ends if self.truncated else said
 
 
-def recorded(path: str) -> Recorded:
-    """Raises Error for what cannot be read, or holds no frame."""
+def recorded(path: str, longest: int) -> Recorded:
+    """Raises Error for what cannot be read, or holds no frame that can be sent."""
+    reader = Reader(path)
     try:
-        frames = [packet.data for packet in Reader(path)]
+        packets = list(reader)
     except OSError as error:
         raise Error(f"cannot read {path}", str(error.strerror or error), f"ls -l {path}") from None
-    if not frames:
-        raise Error(f"cannot send {path}", "there is no frame in it", "capture some")
-    return Recorded(frames)
+    fits = [one for one in packets if MIN_FRAME <= len(one.data) <= longest]
+    if not fits:
+        why = f"of its {len(packets)} frames none has {MIN_FRAME} to {longest} bytes"
+        raise Error(f"nothing of {path} can be sent", why, "choose another file")
+    cut = sum(one.length > len(one.data) for one in fits)
+    contents = [one.data for one in fits]
+    return Recorded(contents, len(packets) - len(fits), cut, reader.truncated)

@@ -141,6 +141,10 @@ class Report:
     def whole(self) -> bool:
         return bool(self.rows) and all(row.whole for row in self.rows)
 
+    def tell(self, **more: Any) -> None:
+        """More of what the JSON says of all rows."""
+        self._about |= more
+
     def live(self, now: float, figures: dict[str, int], pps: float) -> None:
         """How far the row is."""
         cells = {name: str(value) for name, value in figures.items()} | {"pps": f"{pps:.0f}"}

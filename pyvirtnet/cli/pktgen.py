@@ -15,7 +15,19 @@ from typing import TypeAlias
 import pyvirtnet
 
 from ..port import Port
-from ._command import FAILED, OK, Parser, mac, number, program, run, seconds, watchable
+from ..spec import MAX_FRAME
+from ._command import (
+    FAILED,
+    OK,
+    Parser,
+    WrongUsage,
+    mac,
+    number,
+    program,
+    run,
+    seconds,
+    watchable,
+)
 from ._pktgen_frames import GRAMMAR, Template, build, dump, from_scapy
 from ._pktgen_options import FIELDS, Mix, Rate, line, rates, sizes, vary
 from ._pktgen_pace import Pace
@@ -63,8 +75,8 @@ def _sending(command: argparse.ArgumentParser, destination: str) -> None:
     about = "frames, bits or share of the line a second, a row each: 100k, 1.5Gbps, 10%%, max"
     add("--rate", type=rates, default=[None], metavar="R,…", help=f"{about} (max)")
     add("--line", type=line, metavar="BITS", help="the line's rate, for shares: 10G (the port's)")
-    add("--dst", type=mac, metavar="MAC", help=f"destination ({destination})")
-    add("--src", type=mac, metavar="MAC", help="source (the sending port's)")
+    add("--dst", type=mac, metavar="MAC", help=f"destination ({destination}, or --scapy's)")
+    add("--src", type=mac, metavar="MAC", help="source (the sending port's, or --scapy's)")
     frame = command.add_mutually_exclusive_group()
     frame.add_argument("--frame", metavar="LAYERS", help=f"headers: {GRAMMAR} (Ethernet alone)")
     frame.add_argument("--scapy", metavar="EXPRESSION", help="headers of the frame it makes")
@@ -91,7 +103,20 @@ def _common(command: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     args = made.parse_args(argv)
-    return run("pktgen", lambda: _dry_run(args) if getattr(args, "dry_run", 0) else _run(args))
+    return run("pktgen", lambda: _work(args))
+
+
+def _work(args: argparse.Namespace) -> int:
+    if getattr(args, "pcap", None):
+        _check_as_they_are(args)
+    return _dry_run(args) if getattr(args, "dry_run", 0) else _run(args)
+
+
+def _check_as_they_are(args: argparse.Namespace) -> None:
+    """Raises WrongUsage for options that mean nothing to frames of a file."""
+    if vain := [f"--{name}" for name in ("size", "dst", "src", "vary") if getattr(args, name)]:
+        what, why = f"cannot follow {', '.join(vain)}", "frames of --pcap are sent as they are"
+        raise WrongUsage(what, why, "leave that out, or --pcap")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -121,6 +146,8 @@ def _traffic(args: argparse.Namespace, ports: dict[str, Port], stop: Stop, repor
     tx, rx = ports[args.tx], ports.get(getattr(args, "rx", ""))
     source = _source(args, tx, rx)
     mixes = _mixes(args, source)
+    if isinstance(source, Recorded):
+        report.tell(unfit=source.unfit, cut=source.cut, truncated=source.truncated)
     for mix in mixes:
         check_sizes(list(mix.sizes), tx, rx)
         for remark in [] if isinstance(source, Stream) else source.remarks(mix):
@@ -148,10 +175,14 @@ class Job:
 def _source(args: argparse.Namespace, tx: Port | None, rx: Port | None) -> Source:
     """What is sent: a stream of probes, or frames as they are."""
     if getattr(args, "pcap", None):
-        return recorded(args.pcap)
+        return recorded(args.pcap, tx.max_frame if tx else MAX_FRAME)
     dst = args.dst or (rx.mac if rx else mac(NOBODY))
     src = args.src or (tx.mac if tx else mac("02:00:00:00:00:01"))
-    header = from_scapy(args.scapy) if args.scapy else build(args.frame or "", dst, src)
+    if args.scapy:
+        made = from_scapy(args.scapy)
+        header = (args.dst or made[:6]) + (args.src or made[6:12]) + made[12:]
+    else:
+        header = build(args.frame or "", dst, src)
     if getattr(args, "plain", False):
         return Plain(header, args.vary)
     return Stream(header, number=secrets.randbelow(1 << 16), varies=args.vary)
