@@ -1,24 +1,28 @@
 """tools/pktgen: tx and rx, wrong usage, errors, and the parts it is made of."""
 
 import io
+import math
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from bad_cable import Tool
 
 import pyvirtnet
-from pyvirtnet import Port
+from pyvirtnet import Port, RxBurst
 from pyvirtnet._meter import Meter
 from pyvirtnet._probe import Probes
 from pyvirtnet._stamp import ETHERTYPE, in_flight
-from pyvirtnet.cli import pktgen
+from pyvirtnet.cli import _pktgen_traffic, pktgen
 from pyvirtnet.cli._live import Live
 from pyvirtnet.cli._pktgen_options import Mix
-from pyvirtnet.cli._pktgen_report import Row
+from pyvirtnet.cli._pktgen_report import Report, Row
 from pyvirtnet.cli._pktgen_sender import Sender, Stream
+from pyvirtnet.cli._pktgen_traffic import Bounds, Run, Stop, receive
 from pyvirtnet.testing import NetDevice
 from pyvirtnet.transport.sim import SimTransport
 
@@ -91,6 +95,69 @@ def test_rx_ends_after_silence_and_says_what_is_missing(tool: Tool, busy: Port) 
     assert tool("rx", "sim:loopback", "--timeout", "0.1", "--json") == 1
     row = tool.row
     assert (row["received"], row["lost"], row["duplicated"]) == (5, 1, 1)
+
+
+def test_rx_fails_where_fewer_frames_come_than_it_was_to_receive(tool: Tool, busy: Port) -> None:
+    sent(busy, list(range(6)))
+    assert tool("rx", "sim:loopback", "--count", "10", "--timeout", "0.1", "--json") == 1
+    assert (tool.row["received"], tool.row["stalled"], tool.figures["ok"]) == (6, True, False)
+    assert "nothing more arrives; gave up after 0.1 s" in tool.err
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A second passes between two looks at rx's clock: so many have passed."""
+    passed = [0]
+
+    def look() -> int:
+        passed[0] += 1
+        return passed[0] - 1
+
+    monkeypatch.setattr(_pktgen_traffic, "time", SimpleNamespace(monotonic=look))
+    monkeypatch.setattr(_pktgen_traffic, "WAIT", 0.001)
+    return passed
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [((), 11), (("--timeout", "3"), 4), (("--time", "15"), 15),
+     (("--time", "15", "--timeout", "3"), 4)],
+)  # fmt: skip
+def test_rx_ends_by_its_time_or_by_silence(
+    tool: Tool, looks: list[int], words: tuple[str, ...], seconds: int
+) -> None:
+    assert tool("rx", "sim:loopback", *words) == 1
+    assert looks[0] == seconds + 1
+
+
+class Late:
+    """A loopback: at some of its receiver's polls a probe of such a number comes."""
+
+    def __init__(self, port: Port, polls: dict[int, int]) -> None:
+        self._port, self._polls, self._done = port, polls, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._port, name)
+
+    def recv_burst(self, most: int, timeout: float) -> RxBurst:
+        self._done += 1
+        if self._done not in self._polls:
+            return self._port.recv_burst(1)
+        sent(self._port, [self._polls[self._done]])
+        return self._port.recv_burst(most, timeout=60)
+
+
+def received(port: Port, polls: dict[int, int], seconds: float) -> Row:
+    run = Run(Bounds(None, seconds, 64, math.inf), Stop(), Report(as_json=True, about={}))
+    return receive(cast(Port, Late(port, polls)), run)
+
+
+def test_the_time_of_rx_runs_from_its_start_and_its_rate_from_the_first_frame(
+    busy: Port, looks: list[int]
+) -> None:
+    row = received(busy, {4: 1, 7: 2, 8: 3}, 10)
+    assert (row.received, row.seconds, row.pps) == (3, 4, 0.8)
+    assert looks[0] == 10 + 1
 
 
 def test_rx_of_other_protocols_only_says_so_and_is_well(tool: Tool, busy: Port) -> None:

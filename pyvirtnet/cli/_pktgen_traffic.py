@@ -96,8 +96,8 @@ class Run:
         self.start()
 
     def start(self) -> None:
-        """The clock runs from here."""
-        self.started = self.moved = self.now = time.monotonic()
+        """The clocks run from here: that of the bounds, and that of the rate."""
+        self.started = self.began = self.moved = self.now = time.monotonic()
         self.pace.start(self.now)
 
     def tick(self, progress: object) -> None:
@@ -135,7 +135,7 @@ class Run:
         if checker is not None:
             frames = checker.received
             figures |= {"received": frames, "lost": checker.lost(), "damaged": checker.corrupt}
-        self.report.live(self.now, figures, frames / max(1e-9, self.now - self.started))
+        self.report.live(self.now, figures, frames / max(1e-9, self.now - self.began))
 
 
 def send(port: Port, mix: Mix, source: Stream | list[bytes], run: Run) -> Row:
@@ -178,9 +178,9 @@ def receive(port: Port, run: Run, timed: bool = False) -> Row:
         polls += 1
         full += len(burst) == run.bounds.burst
         if intact and meter.received == intact:
-            run.started = run.now  # the clock of the rate runs from the first frame on
+            run.began = run.now  # the clock of the rate runs from the first frame on
         run.live(None, meter)
-    row = Row(seconds=run.moved - run.started)
+    row = Row(seconds=run.moved - run.began)
     count(row, meter, port, before)
     row.lost = meter.lost()
     row.limit = "program" if 2 * full > polls else "sender"

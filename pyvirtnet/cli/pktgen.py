@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle, islice
+from math import inf
 from typing import TypeAlias
 
 import pyvirtnet
@@ -58,9 +59,8 @@ def parser() -> Parser:
     both.add_argument("rx", metavar="RXPORT", help="the other end; may be the same port")
     for command in (tx, both):
         _sending(command, "the receiving port's" if command is both else NOBODY)
-    rx.add_argument(
-        "--timeout", type=seconds, default=SILENCE, metavar="S", help="end after S seconds idle"
-    )
+    about = f"end after S seconds idle ({SILENCE:g}; never, where --time ends it)"
+    rx.add_argument("--timeout", type=seconds, metavar="S", help=about)
     about = "tell latency: the sender is on this machine, and has the same clock"
     rx.add_argument("--latency", action="store_true", help=about)
     for command in (tx, rx, both):
@@ -140,8 +140,7 @@ def _run(args: argparse.Namespace) -> int:
 def _traffic(args: argparse.Namespace, ports: dict[str, Port], stop: Stop, report: Report) -> None:
     """A row for each size and rate; the frames of all rows are one stream."""
     if args.command == "rx":
-        bounds = Bounds(args.count, args.time, args.burst or 64, args.timeout)
-        report.add(receive(ports[args.rx], Run(bounds, stop, report), args.latency))
+        report.add(_receive(args, ports[args.rx], stop, report))
         return
     tx, rx = ports[args.tx], ports.get(getattr(args, "rx", ""))
     source = _source(args, tx, rx)
@@ -158,6 +157,16 @@ def _traffic(args: argparse.Namespace, ports: dict[str, Port], stop: Stop, repor
             report.add(_row(job, mix, rate))
             if stop.signal:
                 return
+
+
+def _receive(args: argparse.Namespace, port: Port, stop: Stop, report: Report) -> Row:
+    patience = args.timeout or (inf if args.time else SILENCE)
+    run = Run(Bounds(args.count, args.time, args.burst or 64, patience), stop, report)
+    row = receive(port, run, args.latency)
+    if args.count and run.stalled() and not stop.signal:
+        row.stalled = True
+        report.note(f"nothing more arrives; gave up after {patience:g} s")
+    return row
 
 
 @dataclass(frozen=True)
