@@ -132,6 +132,7 @@ cdef class Meter(Checker):
                     self.corrupt += 1
                 elif verdicts[i] == FOREIGN or not self._is_ours(sequences[i]):
                     self.foreign += 1
+                    self.astray += verdicts[i] == INTACT
                 else:
                     self.received += 1
                     self.bytes += store.lengths[burst.frame(done + i)]

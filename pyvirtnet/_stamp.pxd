@@ -12,6 +12,7 @@ cdef class Checker:
     cdef readonly uint64_t bytes        # in them
     cdef readonly uint64_t corrupt
     cdef readonly uint64_t foreign
+    cdef readonly uint64_t astray       # of the foreign ones
     cdef readonly uint64_t duplicated
     cdef readonly uint64_t reordered
     cdef uint64_t first                 # the stream's: what does not follow it is foreign

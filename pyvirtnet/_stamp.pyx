@@ -194,13 +194,14 @@ cdef class Checker:
     received    intact frames, duplicates among them (`bytes` in all)
     corrupt     test frames whose content is not what was sent
     foreign     other frames: the neighbours' chatter, other streams
+    astray      those of them that are intact test frames, of other streams
     duplicated  intact frames that had come before. A frame more than a million numbers behind
                 the highest one counts here too: whether it had come is no longer known
     reordered   intact frames that came after one with a higher number
     """
 
     def __init__(self, first=None):
-        self.received = self.bytes = self.corrupt = self.foreign = 0
+        self.received = self.bytes = self.corrupt = self.foreign = self.astray = 0
         self.duplicated = self.reordered = 0
         self.adopting = first is None
         self.first = self.low = self.next = 0 if first is None else first
@@ -223,6 +224,7 @@ cdef class Checker:
                     self.corrupt += 1
                 elif verdicts[i] == FOREIGN or not self._is_ours(sequences[i]):
                     self.foreign += 1
+                    self.astray += verdicts[i] == INTACT
                 else:
                     self.received += 1
                     self.bytes += store.lengths[burst.frame(done + i)]

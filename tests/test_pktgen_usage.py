@@ -1,6 +1,7 @@
 """tools/pktgen: tx and rx, wrong usage, errors, and the parts it is made of."""
 
 import io
+import json
 import math
 import sys
 import time
@@ -16,7 +17,7 @@ import pyvirtnet
 from pyvirtnet import Port, RxBurst
 from pyvirtnet._meter import Meter
 from pyvirtnet._probe import Probes
-from pyvirtnet._stamp import ETHERTYPE, in_flight
+from pyvirtnet._stamp import ETHERTYPE, STREAM, in_flight
 from pyvirtnet.cli import _pktgen_traffic, pktgen
 from pyvirtnet.cli._live import Live
 from pyvirtnet.cli._pktgen_options import Mix
@@ -65,10 +66,10 @@ def test_tx_that_gives_up_has_failed(tool: Tool, monkeypatch: pytest.MonkeyPatch
     assert "the device takes no more frames; gave up" in tool.err
 
 
-def sent(port: Port, numbers: list[int], size: int = 200) -> None:
+def sent(port: Port, numbers: list[int], size: int = 200, stream: int = 0) -> None:
     """Test frames of these numbers are on their way to `port`, a loopback."""
     burst = port.alloc_burst(len(numbers), size)
-    probes = Probes({size: np.frombuffer(HEADER, np.uint8).reshape(1, -1).copy()}, 0)
+    probes = Probes({size: np.frombuffer(HEADER, np.uint8).reshape(1, -1).copy()}, stream)
     probes.prepare(burst, 0)
     for i, number in enumerate(numbers):
         probes.number(burst[i : i + 1], number)
@@ -143,7 +144,8 @@ class Late:
         self._done += 1
         if self._done not in self._polls:
             return self._port.recv_burst(1)
-        sent(self._port, [self._polls[self._done]])
+        stream, number = divmod(self._polls[self._done], STREAM)
+        sent(self._port, [number], stream=stream)
         return self._port.recv_burst(most, timeout=60)
 
 
@@ -172,6 +174,33 @@ def test_rx_counts_other_protocols_besides(tool: Tool, busy: Port) -> None:
     sent(busy, [5, 6])
     assert tool("rx", "sim:loopback", "--timeout", "0.1") == 0
     assert "besides: 1 frame of other protocols" in tool.out
+
+
+def test_rx_tells_frames_of_another_run_from_other_protocols(tool: Tool, busy: Port) -> None:
+    sent(busy, [5, 6])
+    sent(busy, [1, 2, 3], stream=7)
+    assert busy.send_burst([bytes(60)] * 2) == 2
+    assert tool("rx", "sim:loopback", "--timeout", "0.1") == 0
+    besides = "besides: 3 frames of another run of pktgen, 2 frames of other protocols"
+    assert besides in tool.out
+
+
+def test_the_rate_of_rx_is_that_of_its_own_stream(busy: Port, looks: list[int]) -> None:
+    """Foreign frames that came behind it made the time longer."""
+    row = received(busy, {2: 1, 3: 2, 4: 3, 8: STREAM + 1}, 10)
+    assert (row.received, row.astray, row.foreign, row.seconds) == (3, 1, 1, 2)
+
+
+def test_rx_takes_plain_frames_for_others(tool: Tool, busy: Port) -> None:
+    """They were damaged ones, or duplicates."""
+    for words in ((), ("--frame", "ipv4/udp"), ("--frame", "vlan")):
+        assert tool("tx", "sim:loopback", "--plain", *words, "--dry-run", "2", "--json") == 0
+        frames = [bytes.fromhex(one) for one in json.loads(tool.out)["frames"]]
+        assert busy.send_burst(frames) == 2
+    meter = Meter()
+    while meter.received + meter.corrupt + meter.foreign < 6:
+        assert meter.check(busy.recv_burst(8, timeout=60)) == 0
+    assert (meter.corrupt, meter.foreign, meter.astray) == (0, 6, 0)
 
 
 def test_rx_of_nothing_says_so_and_fails(tool: Tool) -> None:

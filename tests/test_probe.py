@@ -131,12 +131,12 @@ def test_fragments_are_verified_wherever_they_are_cut(port: Port) -> None:
 def test_other_frames_are_foreign(port: Port) -> None:
     burst = probes(port, RAW, 60, 4)
     meter = Meter(4 << 48)  # another stream
-    assert (meter.check(burst), meter.foreign) == (0, 4)
+    assert (meter.check(burst), meter.foreign, meter.astray) == (0, 4, 4)
     others = port.alloc_burst(3, 60)
     others.set_lengths([14, 30, 60])
     others.data[0, 12:14], others.data[1, 12:14] = (8, 0), (0x86, 0xDD)
     meter = Meter()
-    assert (meter.check(others), meter.foreign) == (0, 3)
+    assert (meter.check(others), meter.foreign, meter.astray) == (0, 3, 0)
 
 
 def test_headers_take_turns_and_follow_the_length(port: Port) -> None:

@@ -265,6 +265,10 @@ def test_other_streams_are_foreign(memory: Port) -> None:
         stamp(burst, number)
         checker.check(burst)
     assert counts(checker) == {"received": 1, "foreign": 3}
+    assert checker.astray == 3
+    burst.data[:, 12:16] = 0
+    assert checker.check(burst) == 0
+    assert (checker.foreign, checker.astray) == (4, 3)
 
 
 def test_a_checker_adopts_the_stream_it_meets(memory: Port) -> None:

@@ -90,17 +90,17 @@ def _icmp(kind: int) -> Callable[[str | None], bytes]:
     return layer
 
 
-def build(text: str, dst: bytes, src: bytes) -> bytes:
-    """All headers of a frame, as GRAMMAR says. Raises WrongUsage."""
+def build(text: str, dst: bytes, src: bytes, kind: int = ETHERTYPE) -> bytes:
+    """All headers of a frame, as GRAMMAR says; `kind` is its type without IP. Raises WrongUsage."""
     try:
-        return dst + src + _network([part for part in text.split("/") if part])
+        return dst + src + _network([part for part in text.split("/") if part], kind)
     except ValueError as error:
         raise WrongUsage(f"no frame {text!r}", str(error), f"a frame is {GRAMMAR}") from None
 
 
-def _network(parts: list[str]) -> bytes:
+def _network(parts: list[str], kind: int) -> bytes:
     """From the EtherType on."""
-    tags, kind, body = [], ETHERTYPE, b""
+    tags, body = [], b""
     found = [_LAYER.fullmatch(part) for part in parts]
     layers = [(str(match[1]), match[2]) for match in found if match]
     if len(layers) != len(parts):

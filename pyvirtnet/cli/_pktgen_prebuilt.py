@@ -14,6 +14,8 @@ from ._pktgen_frames import Template
 from ._pktgen_options import MAX_VALUES, Mix, Vary, flows
 from ._pktgen_sender import FRAMES_MEMORY
 
+PLAIN_TYPE = 0x88B6  # IEEE 802's second one for local experiments: rx expects probes of the first
+
 
 @dataclass(frozen=True)
 class Plain:

@@ -38,6 +38,7 @@ class Row:
     seconds    from the first send or arrival to the last arrival (tx: to the last send done)
     pps        of what was received (tx: sent) in that time; sent_pps: while sending went on
     ring_full  percent of attempts to send that found the transmit ring full
+    astray     foreign frames that are pktgen's, of another run
     limit      what held it back: rate (the one asked for), device (it took frames no faster),
                program (this one made or took them no faster), sender (the other end)
     stalled    the device took no more, or nothing more came, before the row was done
@@ -55,6 +56,7 @@ class Row:
     duplicated: int | None = None
     reordered: int | None = None
     foreign: int | None = None
+    astray: int | None = None
     seconds: float = 0.0
     pps: float = 0.0
     gbps: float = 0.0
@@ -97,10 +99,20 @@ def _remarks(row: Row) -> list[str]:
     """What the table has no column for."""
     odd = [f"{number} {name}" for name in _ODDITIES if (number := getattr(row, name))]
     said = [f"of these frames: {', '.join(odd)}"] if odd else []
-    others = f"{row.foreign} frame{'s' if row.foreign != 1 else ''} of other protocols"
+    others = _others(row)
     if row.sent is None and not row.received and not row.corrupt:
-        return [f"{others} arrived, none of pktgen's" if row.foreign else "nothing arrived"]
-    return [*said, f"besides: {others}"] if row.foreign else said
+        return [f"{others} arrived, none of pktgen's" if others else "nothing arrived"]
+    return [*said, f"besides: {others}"] if others else said
+
+
+def _others(row: Row) -> str:
+    astray = row.astray or 0
+    kinds = {
+        "of another run of pktgen": astray,
+        "of other protocols": (row.foreign or 0) - astray,
+    }
+    told = [f"{n} frame{'s' if n != 1 else ''} {kind}" for kind, n in kinds.items() if n]
+    return ", ".join(told)
 
 
 def latency(row: Row, meter: Meter) -> None:

@@ -171,16 +171,18 @@ def receive(port: Port, run: Run, timed: bool = False) -> Row:
     """Receive and verify what comes, from the first intact frame's stream."""
     before, meter = port.stats, Meter()
     polls = full = 0
+    last = run.began
     while run.sending(meter.received + meter.corrupt):
         burst = port.recv_burst(run.bounds.burst, timeout=WAIT)
         intact = meter.check(burst)
         run.tick(len(burst))
         polls += 1
         full += len(burst) == run.bounds.burst
-        if intact and meter.received == intact:
-            run.began = run.now  # the clock of the rate runs from the first frame on
+        if intact:  # the clock of the rate runs from the first of the stream to the last
+            last = run.now
+            run.began = last if meter.received == intact else run.began
         run.live(None, meter)
-    row = Row(seconds=run.moved - run.began)
+    row = Row(seconds=last - run.began)
     count(row, meter, port, before)
     row.lost = meter.lost()
     row.limit = "program" if 2 * full > polls else "sender"
@@ -236,7 +238,8 @@ def count(row: Row, checker: Checker, port: Port, before: Any) -> None:
     """What the receiving side saw."""
     row.received, row.corrupt = checker.received, checker.corrupt
     row.duplicated, row.reordered = checker.duplicated, checker.reordered
-    row.foreign, row.rx = checker.foreign, change(port.stats, before, "rx_")
+    row.foreign, row.astray = checker.foreign, checker.astray
+    row.rx = change(port.stats, before, "rx_")
     row.rate(checker.received, checker.bytes)
     if row.rx["rx_frames"]:
         row.buffers_per_frame = round(row.rx["rx_buffers"] / row.rx["rx_frames"], 3)

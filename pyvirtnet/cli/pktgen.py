@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import pyvirtnet
 
+from .._stamp import ETHERTYPE
 from ..port import Port
 from ..spec import MAX_FRAME
 from ._command import (
@@ -32,7 +33,7 @@ from ._command import (
 from ._pktgen_frames import GRAMMAR, Template, build, dump, from_scapy
 from ._pktgen_options import FIELDS, Mix, Rate, line, rates, sizes, vary
 from ._pktgen_pace import Pace
-from ._pktgen_prebuilt import Plain, Recorded, recorded
+from ._pktgen_prebuilt import PLAIN_TYPE, Plain, Recorded, recorded
 from ._pktgen_report import Report, Row
 from ._pktgen_sender import Sender, Stream
 from ._pktgen_traffic import PATIENCE, Bounds, Run, Stop, check_sizes, loop, receive, send
@@ -187,12 +188,13 @@ def _source(args: argparse.Namespace, tx: Port | None, rx: Port | None) -> Sourc
         return recorded(args.pcap, tx.max_frame if tx else MAX_FRAME)
     dst = args.dst or (rx.mac if rx else mac(NOBODY))
     src = args.src or (tx.mac if tx else mac("02:00:00:00:00:01"))
+    plain = getattr(args, "plain", False)
     if args.scapy:
         made = from_scapy(args.scapy)
         header = (args.dst or made[:6]) + (args.src or made[6:12]) + made[12:]
     else:
-        header = build(args.frame or "", dst, src)
-    if getattr(args, "plain", False):
+        header = build(args.frame or "", dst, src, PLAIN_TYPE if plain else ETHERTYPE)
+    if plain:
         return Plain(header, args.vary)
     return Stream(header, number=secrets.randbelow(1 << 16), varies=args.vary)
 
