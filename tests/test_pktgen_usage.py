@@ -266,6 +266,12 @@ def test_more_than_the_line_carries_is_no_rate(tool: Tool) -> None:
         (("tx", HERE, "--frame", "ipv4", "--vary", "dst-port=1"), 2, "cannot vary dst-port"),
         (("tx", HERE, "--frame", "ipv4", "--size", "40"), 2, "cannot send 40 bytes"),
         (("tx", HERE, "--rate", "10%", "--count", "1"), 2, "cannot send at 10%"),
+        (("tx", HERE, "--rate", "1k,10%", "--count", "1"), 2, "cannot send at 10%"),
+        (
+            ("loop", HERE, THERE, "--frame", "ipv6/tcp", "--size", "1514,60", "--count", "1"),
+            2,
+            "cannot send 60 bytes",
+        ),
         (("tx", "sim:loopback?mtu=1500", "--size", "60,9014"), 1, "cannot send 9014 bytes"),
         (
             ("loop", HERE, "sim:cable/pktgen/1?mrg_rxbuf=off", "--size", "4085"),
@@ -280,6 +286,23 @@ def test_an_error_is_its_text(tool: Tool, words: tuple[str, ...], status: int, w
     assert "mend:" in tool.err
     assert "Traceback" not in tool.err
     assert tool.out == ""
+
+
+def test_rows_before_an_error_are_told(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter([pktgen.loop])
+
+    def once(*arguments: Any) -> Row:
+        try:
+            return next(runs)(*arguments)
+        except StopIteration:
+            raise pyvirtnet.Error("sim:test is gone", "it was unplugged", "plug it in") from None
+
+    monkeypatch.setattr(pktgen, "loop", once)
+    assert tool("loop", HERE, THERE, "--size", "60,1514", "--count", "5", "--json") == 1
+    assert (tool.row["size"], tool.row["received"]) == (60, 5)
+    assert not tool.figures["ok"]
+    assert tool.figures["error"] == "sim:test is gone: it was unplugged"
+    assert "plug it in" in tool.err
 
 
 # ---- the parts ---------------------------------------------------------------------------------

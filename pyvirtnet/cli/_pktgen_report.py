@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TextIO
 
 from .._meter import Meter
+from ..errors import Error
 from ..nic import Stats
 from ._live import Live
 
@@ -185,11 +186,14 @@ class Report:
         self._live.clear()
         print(f"pktgen: {text}", file=sys.stderr, flush=True)
 
-    def end(self, interrupted: bool) -> None:
+    def end(self, interrupted: bool, error: Error | None = None) -> None:
         self._live.clear()
         if self._json:
             rows = [row.as_json() for row in self.rows]
-            state = {"ok": self.whole and not interrupted, "interrupted": interrupted}
+            well = self.whole and not interrupted and error is None
+            state: dict[str, Any] = {"ok": well, "interrupted": interrupted}
+            if error is not None:
+                state["error"] = str(error).partition("\n")[0]
             print(json.dumps({**self._about, "rows": rows, **state}), flush=True)
 
     def _cell(self, row: Row, name: str) -> str:

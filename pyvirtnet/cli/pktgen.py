@@ -16,6 +16,7 @@ from typing import TypeAlias
 import pyvirtnet
 
 from .._stamp import ETHERTYPE
+from ..errors import Error
 from ..port import Port
 from ..spec import MAX_FRAME
 from ._command import (
@@ -31,7 +32,7 @@ from ._command import (
     watchable,
 )
 from ._pktgen_frames import GRAMMAR, Template, build, dump, from_scapy
-from ._pktgen_options import FIELDS, Mix, Rate, line, rates, sizes, vary
+from ._pktgen_options import FIELDS, Mix, line, rates, sizes, vary
 from ._pktgen_pace import Pace
 from ._pktgen_prebuilt import PLAIN_TYPE, Plain, Recorded, recorded
 from ._pktgen_report import Report, Row
@@ -130,8 +131,13 @@ def _run(args: argparse.Namespace) -> int:
             for name in dict.fromkeys(named.values())
         }
         report = Report(args.json, about)
-        with Stop() as stop:
-            _traffic(args, ports, stop, report)
+        try:
+            with Stop() as stop:
+                _traffic(args, ports, stop, report)
+        except Error as error:
+            if report.rows:  # they were done, and are worth having
+                report.end(False, error)
+            raise
         report.end(bool(stop.signal))
         if stop.signal:
             return 128 + stop.signal
@@ -144,20 +150,11 @@ def _traffic(args: argparse.Namespace, ports: dict[str, Port], stop: Stop, repor
         report.add(_receive(args, ports[args.rx], stop, report))
         return
     tx, rx = ports[args.tx], ports.get(getattr(args, "rx", ""))
-    source = _source(args, tx, rx)
-    mixes = _mixes(args, source)
-    if isinstance(source, Recorded):
-        report.tell(unfit=source.unfit, cut=source.cut, truncated=source.truncated)
-    for mix in mixes:
-        check_sizes(list(mix.sizes), tx, rx)
-        for remark in [] if isinstance(source, Stream) else source.remarks(mix):
-            report.note(remark)
-    job = Job(args, tx, rx, source, stop, report)
-    for mix in mixes:
-        for rate in args.rate:
-            report.add(_row(job, mix, rate))
-            if stop.signal:
-                return
+    job = Job(args, tx, rx, _source(args, tx, rx), stop, report)
+    for mix, pps in _plan(job):
+        report.add(_row(job, mix, pps))
+        if stop.signal:
+            return
 
 
 def _receive(args: argparse.Namespace, port: Port, stop: Stop, report: Report) -> Row:
@@ -186,17 +183,19 @@ def _source(args: argparse.Namespace, tx: Port | None, rx: Port | None) -> Sourc
     """What is sent: a stream of probes, or frames as they are."""
     if getattr(args, "pcap", None):
         return recorded(args.pcap, tx.max_frame if tx else MAX_FRAME)
-    dst = args.dst or (rx.mac if rx else mac(NOBODY))
-    src = args.src or (tx.mac if tx else mac("02:00:00:00:00:01"))
-    plain = getattr(args, "plain", False)
+    if getattr(args, "plain", False):
+        return Plain(_header(args, tx, rx, PLAIN_TYPE), args.vary)
+    header = _header(args, tx, rx, ETHERTYPE)
+    return Stream(header, number=secrets.randbelow(1 << 16), varies=args.vary)
+
+
+def _header(args: argparse.Namespace, tx: Port | None, rx: Port | None, kind: int) -> bytes:
     if args.scapy:
         made = from_scapy(args.scapy)
-        header = (args.dst or made[:6]) + (args.src or made[6:12]) + made[12:]
-    else:
-        header = build(args.frame or "", dst, src, PLAIN_TYPE if plain else ETHERTYPE)
-    if plain:
-        return Plain(header, args.vary)
-    return Stream(header, number=secrets.randbelow(1 << 16), varies=args.vary)
+        return (args.dst or made[:6]) + (args.src or made[6:12]) + made[12:]
+    dst = args.dst or (rx.mac if rx else mac(NOBODY))
+    src = args.src or (tx.mac if tx else mac("02:00:00:00:00:01"))
+    return build(args.frame or "", dst, src, kind)
 
 
 def _mixes(args: argparse.Namespace, source: Source) -> list[Mix]:
@@ -205,11 +204,38 @@ def _mixes(args: argparse.Namespace, source: Source) -> list[Mix]:
     return args.size or [Mix.of(max(60, Template(source.header).least))]
 
 
-def _row(job: Job, mix: Mix, rate: Rate | None) -> Row:
+def _plan(job: Job) -> list[tuple[Mix, float | None]]:
+    """The rows: sizes, and frames a second. What cannot be sent is an error before the first."""
+    args, source = job.args, job.source
+    mixes = _mixes(args, source)
+    for mix in mixes:
+        check_sizes(list(mix.sizes), job.tx, job.rx)
+        if not isinstance(source, Recorded):
+            Template(source.header).check(mix.sizes)
+    line_rate = args.line or ((job.tx.link.speed or 0) * 1e6 or None)
+    rows = [
+        (mix, rate.pps(mix.mean, line_rate) if rate else None)
+        for mix in mixes
+        for rate in args.rate
+    ]
+    if not isinstance(source, Stream):
+        _tell(source, mixes, job.report)
+    return rows
+
+
+def _tell(source: Plain | Recorded, mixes: list[Mix], report: Report) -> None:
+    """What of prebuilt frames is not sent."""
+    if isinstance(source, Recorded):
+        report.tell(unfit=source.unfit, cut=source.cut, truncated=source.truncated)
+    for mix in mixes:
+        for remark in source.remarks(mix):
+            report.note(remark)
+
+
+def _row(job: Job, mix: Mix, pps: float | None) -> Row:
     args, tx, rx = job.args, job.tx, job.rx
     seconds = SECONDS if args.time is None and args.count is None else args.time
-    line_rate = args.line or ((tx.link.speed or 0) * 1e6 or None)
-    pace = Pace(rate.pps(mix.mean, line_rate), args.burst or 1) if rate else Pace()
+    pace = Pace(pps, args.burst or 1) if pps else Pace()
     run = Run(Bounds(args.count, seconds, args.burst or 64, PATIENCE), job.stop, job.report, pace)
     if rx is not None and isinstance(job.source, Stream):
         what = "nothing more arrives"
@@ -218,7 +244,7 @@ def _row(job: Job, mix: Mix, rate: Rate | None) -> Row:
         what = "the device takes no more frames"
         frames = job.source if isinstance(job.source, Stream) else job.source.frames(mix)
         row = send(tx, mix, frames, run)
-    if run.stalled() and not job.stop.signal and (rate is None or rx is None):
+    if run.stalled() and not job.stop.signal and (pps is None or rx is None):
         row.stalled = True
         job.report.note(f"{mix.label} bytes: {what}; gave up after {run.bounds.patience:g} s")
     return row
