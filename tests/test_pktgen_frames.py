@@ -322,6 +322,16 @@ def test_frames_of_a_file_are_sent_as_they_are(tool: Tool, tmp_path: Path, port:
     assert "mend" in tool.err
 
 
+@pytest.mark.parametrize("size", ["60", "9014"])
+def test_a_dry_run_prints_as_many_frames_as_were_asked_for(tool: Tool, size: str) -> None:
+    """It stopped at what a ring takes."""
+    for more in ((), ("--plain",)):
+        words = ["--frame", "ipv4/udp", "--vary", "src-port=1-1000", "--size", size, *more]
+        assert tool("tx", "sim:loopback", *words, "--dry-run", "600", "--json") == 0
+        found = [bytes.fromhex(one) for one in json.loads(tool.out)["frames"]]
+        assert [int.from_bytes(one[34:36], "big") for one in found] == list(range(1, 601))
+
+
 def capture(path: Path, *records: tuple[bytes, int]) -> str:
     """A pcap file of frames and the lengths that they had on the wire."""
     data = struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)

@@ -44,6 +44,7 @@ SECONDS = 10.0  # of a row, where neither --count nor --time says anything
 SILENCE = 10.0  # of rx
 NOBODY = "02:00:00:00:00:02"  # an address of nobody's, for tx without --dst
 SHOWN = 4  # frames of --dry-run
+DRY_BURST = 16  # of them at a time: a simulated ring takes as many of any size
 Source: TypeAlias = Stream | Plain | Recorded
 
 _PORT = "0000:00:04.0 (bound to vfio-pci), vhost-user:/run/x.sock, or sim:loopback"
@@ -255,14 +256,21 @@ def _dry_run(args: argparse.Namespace) -> int:
     source = _source(args, None, None)
     mix, *_ = _mixes(args, source)
     if isinstance(source, Stream):
-        with pyvirtnet.open("sim:loopback") as port:
-            sender = Sender(port, mix, source, args.dry_run, args.dry_run)
-            sender.send(args.dry_run)
-            frames = [bytes(frame) for frame in port.recv_burst(args.dry_run)]
+        frames = _first_probes(mix, source, args.dry_run)
     else:
         frames = list(islice(cycle(source.frames(mix)), args.dry_run))
     print(json.dumps({"frames": [one.hex() for one in frames]}) if args.json else dump(frames))
     return OK
+
+
+def _first_probes(mix: Mix, stream: Stream, count: int) -> list[bytes]:
+    frames: list[bytes] = []
+    with pyvirtnet.open("sim:loopback") as port:
+        sender = Sender(port, mix, stream, DRY_BURST, DRY_BURST)
+        while len(frames) < count:
+            sender.send(count - len(frames))
+            frames += [bytes(frame) for frame in port.recv_burst(DRY_BURST)]
+    return frames
 
 
 if __name__ == "__main__":
