@@ -6,7 +6,7 @@ writes the virtio header of what it delivers and no payload.
 
 cimport cython
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from posix.unistd cimport usleep, write
 
 cdef extern from "sched.h" nogil:
@@ -119,7 +119,7 @@ cdef class InstantQueue(InstantEnd):
     cdef bint events
 
     def __init__(self, uint64_t descriptors, uint64_t driver, uint64_t device, uint32_t size,
-                 uint64_t offset, uint16_t start=0, *, bint events=False):
+                 int64_t offset, uint16_t start=0, *, bint events=False):
         self.events = events
         self.table, self.driver, self.device, self.offset = descriptors, driver, device, offset
         self.mask, self.seen, self.used = size - 1, start, start
@@ -213,7 +213,7 @@ cdef class InstantPackedQueue(InstantEnd):
     cdef bint wrap
 
     def __init__(self, uint64_t descriptors, uint64_t driver, uint64_t device, uint32_t size,
-                 uint64_t offset, uint16_t start=0, *, bint events=False):
+                 int64_t offset, uint16_t start=0, *, bint events=False):
         self.ring, self.size, self.offset = <Descriptor *>descriptors, size, offset
         self.driver = <uint16_t *>driver
         self.place, self.wrap = start % size, not start // size & 1
