@@ -11,10 +11,19 @@ from typing import Any
 import pytest
 from nic import Nic, finish
 
+from pyvirtnet import dma
+
 SANITIZED = "PYVIRTNET_SANITIZED" in os.environ
 STARTS = {"from_0": 0, "from_fff0": 0xFFF0}
 # One after another: huge pages that one of them reserves are no other's to take, or to give back.
-DPDK = ("test_bench.py", "test_soak.py", "test_vhost_dpdk.py", "test_vhost_dpdk_faults.py")
+HUGE = (
+    "test_bench.py",
+    "test_dma.py",
+    "test_soak.py",
+    "test_vhost_dpdk.py",
+    "test_vhost_dpdk_faults.py",
+)
+PAGE_KINDS = dma.PAGE_KINDS
 
 _failed = pytest.StashKey[bool]()
 _tests = itertools.count(1)
@@ -35,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     vhost-user memory table has no room for many regions."""
     items.sort(key=lambda item: item.path.name == "test_fuzz.py")
     for item in items:
-        if item.path.name in DPDK:
+        if item.path.name in HUGE:
             item.add_marker(pytest.mark.xdist_group("dpdk"))
     if SANITIZED:
         apart = [item for item in items if item.get_closest_marker("unsanitized")]
@@ -45,6 +54,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     _freeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ports of the other tests would take the huge pages that a DPDK beside them has reserved."""
+    may = item.path.name in HUGE or item.path.parent.name == "vm"
+    dma.PAGE_KINDS = PAGE_KINDS if may else PAGE_KINDS[-1:]
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
