@@ -166,10 +166,9 @@ class Life(BringUp):
         self._control.stop(why)
         try:
             self._transport.reset()
-        except DeviceGone:
-            pass  # and with it all it could reach
-        except Error:
-            self._leave_memory()
+        except Error as error:
+            if self._transport.may_write(error):
+                self._leave_memory()
         queues, self._queues = self._queues, []
         self._past += queues
         for queue in queues:
@@ -211,7 +210,7 @@ class Life(BringUp):
             paused = [queue._pause(why) for queue in self.queues]
             if not all(paused):
                 return  # another thread is in a call: look again later
-            if not isinstance(gone, DeviceGone):
+            if self._transport.may_write(gone):
                 self._leave_memory()
             self._gone_at = time.monotonic()
 

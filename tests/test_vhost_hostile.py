@@ -23,6 +23,7 @@ from vhost_fixtures import (
 
 import pyvirtnet
 from pyvirtnet import DeviceBroken, DeviceGone, DeviceTimeout
+from pyvirtnet.dma import memory
 from pyvirtnet.transport import vhost_messages
 from pyvirtnet.transport.vhost_messages import Connection
 
@@ -176,15 +177,68 @@ def test_memory_that_a_hanging_back_end_may_write_is_not_used_again(path, start,
 
     with open_port(path) as port:
         round_trip(port, 9014)
-        memory = port._memory
+        before = port._memory
         back_end.hooks[wire.GET_VRING_BASE] = lambda _: b""
         with monkeypatch.context() as patch:
             patch.setattr(Connection, "ask_vring_state", ask_briefly)
             port.reset()
-        assert port._memory is not memory
+        assert port._memory is not before
         del back_end.hooks[wire.GET_VRING_BASE]
         round_trip(port, 60, 9014)
         assert conserved(port)
+
+
+def _stalls_in_a_question(port, back_end, monkeypatch):
+    back_end.hooks[wire.GET_CONFIG] = lambda _: b""
+    with monkeypatch.context() as patch:
+        patch.setattr(vhost_messages, "ANSWER_SECONDS", 0.2)
+        with pytest.raises(DeviceTimeout):
+            _ = port.link
+
+
+def _stalls_at_new_memory(port, back_end, monkeypatch):
+    back_end.hooks[wire.SET_MEM_TABLE] = lambda _: b""
+    with monkeypatch.context() as patch:
+        patch.setattr(vhost_messages, "ANSWER_SECONDS", 0.2)
+        memory.allocate(1)
+
+
+def _answers_with_something_else(port, back_end, _):
+    back_end.hooks[wire.GET_CONFIG] = lambda _: wire.answer(wire.GET_FEATURES, U64)
+    with pytest.raises(DeviceBroken):
+        _ = port.link
+
+
+def _says_what_nobody_asked_for(port, back_end, _):
+    back_end.say(wire.answer(wire.GET_FEATURES, U64))
+    assert isinstance(poll_until_error(port), DeviceBroken)
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        _stalls_in_a_question,
+        _stalls_at_new_memory,
+        _answers_with_something_else,
+        _says_what_nobody_asked_for,
+    ],
+)
+def test_who_is_not_talked_to_any_more_may_still_write(path, start, monkeypatch, fail):
+    """Its memory is left to it: only a back end that hung up itself has let go of it."""
+    back_end = start()
+    with open_port(path) as port:
+        before = port._memory
+        fail(port, back_end, monkeypatch)
+        back_end.hooks.clear()
+        port.reset()
+        assert port._memory is not before
+        round_trip(port, 60, 9014)
+        before = port._memory
+        back_end.kill()
+        assert isinstance(poll_until_error(port), DeviceGone)
+        start()
+        port.reset()
+        assert port._memory is before
 
 
 def test_a_late_answer_is_not_taken_for_another(path, start, impatient):

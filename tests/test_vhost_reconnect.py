@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import time
 from collections import Counter
 
 import pytest
+import vhost_wire as wire
 from test_fork import in_child
 from vhost_fixtures import SECONDS, conserved, open_port, path, round_trip, start, until
 
@@ -215,6 +217,28 @@ def test_a_device_that_comes_back_broken_is_tried_again(path, start):
         legacy.kill()
         start()
         until(lambda: port.info()["posted_pages"], lambda: port.recv_burst(32))
+        round_trip(port)
+
+
+@pytest.mark.parametrize("options", [{}, {"reconnect": True}])
+def test_a_memory_table_that_was_refused_once_is_told_again(path, start, options):
+    """Else the back end would be taken for one that knows the memory, for good."""
+    first = start()
+    refusals = [struct.pack("<Q", 1)]
+
+    def refuse(_):
+        return wire.answer(wire.SET_MEM_TABLE, refusals.pop()) if refusals else None
+
+    with open_port(path, **options) as port:
+        first.kill()
+        start(hooks={wire.SET_MEM_TABLE: refuse})
+        if options:
+            until(lambda: not refusals, lambda: port.recv_burst(1))
+        else:
+            with pytest.raises(pyvirtnet.Error, match="refused SET_MEM_TABLE"):
+                port.reset()
+            port.reset()
+        until(lambda: port.info()["posted_pages"], lambda: port.recv_burst(1))
         round_trip(port)
 
 

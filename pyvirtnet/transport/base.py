@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import DeviceGone, NeedsReset
+from ..errors import DeviceGone, Error, NeedsReset
 from ..spec import Status
 
 
@@ -69,6 +69,10 @@ class Transport(ABC):
     def let_go(self, why: DeviceGone) -> None:  # noqa: B027
         """It has gone, or is wanted back: keep nothing that others wait for, and say why. May be
         called again; `revive` takes the device anew."""
+
+    def may_write(self, error: Error) -> bool:
+        """After `error`, which a call raised: can the device still reach what it was given?"""
+        return not isinstance(error, DeviceGone)
 
     def revive(self, seconds: float | None = None) -> None:  # noqa: B027
         """Get in touch again with a device that had gone, before it is reset.

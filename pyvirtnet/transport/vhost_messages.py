@@ -62,11 +62,13 @@ class Connection:
 
     acknowledged  REPLY_ACK was agreed on: the back end confirms what it was told
     failure       why it is closed
+    hung_up       it was the back end that closed it
     """
 
     def __init__(self, link: socket.socket, path: str) -> None:
         self.path, self.acknowledged = path, False
         self.failure: Error | None = None
+        self.hung_up = False
         self._socket = link
         self._lock = RLock()  # a signal handler may come to it in the thread that has it
         self._in_step = True  # no answer is outstanding
@@ -95,7 +97,7 @@ class Connection:
                 return
             events = self._poller.poll(0)
             if events and events[0][1] & ~select.POLLIN:
-                raise self._fail(self._gone("it closed the connection"))
+                raise self._end("it closed the connection")
             if events:
                 raise self._fail(self._broken("it sends what nobody asked for"))
         finally:
@@ -234,6 +236,8 @@ class Connection:
         except TimeoutError as error:
             why = f"no answer to {request.name} came for {ANSWER_SECONDS:g} s"
             raise self._fail(self._late(why)) from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._end(f"at {request.name}: {error.strerror}") from error
         except OSError as error:
             raise self._fail(self._gone(f"at {request.name}: {error.strerror}")) from error
         finally:
@@ -269,7 +273,7 @@ class Connection:
             if flags & socket.MSG_CTRUNC:
                 raise self._fail(self._broken(f"it answers {request.name} with a file descriptor"))
             if not part:
-                raise self._fail(self._gone(f"it closed the connection at {request.name}"))
+                raise self._end(f"it closed the connection at {request.name}")
             data += part
         return data
 
@@ -280,6 +284,10 @@ class Connection:
         self.failure = error
         self._socket.close()
         return error
+
+    def _end(self, why: str) -> Error:
+        self.hung_up = True
+        return self._fail(self._gone(why))
 
     def _interrupted(self) -> DeviceGone:
         return self._gone("an exchange with it was interrupted")

@@ -117,6 +117,10 @@ class VhostUserTransport(Transport, dma.Mapper):
     def alarm_fds(self) -> Sequence[int]:
         return (self._link.fileno(),)  # it hangs up when the back end dies
 
+    def may_write(self, error: Error) -> bool:
+        """It maps our memory, and whether we still talk to it is nothing to it."""
+        return not self._link.hung_up
+
     def revive(self, seconds: float | None = None) -> None:
         with suppress(Error):
             self._link.check()
@@ -124,8 +128,12 @@ class VhostUserTransport(Transport, dma.Mapper):
         self._link.close()
         self._state = _State()
         self._link = self._connect(self._meeting.wait if seconds is None else seconds)
-        if len(self._table):
-            self._link.tell_composed(Request.SET_MEM_TABLE, self._table.compose)
+        try:
+            if len(self._table):
+                self._link.tell_composed(Request.SET_MEM_TABLE, self._table.compose)
+        except BaseException:
+            self._link.close()  # or it would pass for one that knows the memory
+            raise
 
     # Memory
 
