@@ -286,7 +286,14 @@ class BringUp:
         shrunk = bool(self._sizes)  # a device that could, and can no more: set-up will say so
         if size < 2 or (size & (size - 1) and not packed) or (size > largest and not shrunk):
             kind = "sizes" if packed else "powers of two"
-            raise ValueError(f"ring_size={size}: {self.name} takes {kind} from 2 to {largest}")
+            wrong = f"ring_size={size}: {self.name} takes {kind} from 2 to {largest}"
+            if shrunk:
+                raise FeatureMissing(
+                    f"{self.name} cannot be set up as before",
+                    wrong,
+                    "give the device packed rings again, or open the port anew",
+                )
+            raise ValueError(wrong)
         return size
 
     def _read_mtu(self) -> int:

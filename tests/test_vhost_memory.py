@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import struct
+import threading
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from vhost_fixtures import SECONDS, descriptors, open_port, path, round_trip, st
 
 import pyvirtnet
 from pyvirtnet import dma
+from pyvirtnet.transport import vhost_messages
 
 __all__ = ["path", "start"]  # fixtures
 
@@ -85,6 +87,33 @@ def test_a_region_that_dies_in_the_middle_of_an_exchange(path, start):
         until(lambda: tables(back_end)[-1] < count)
         del back_end.hooks[wire.GET_CONFIG]
         round_trip(port, 60, 9014)
+
+
+def test_a_region_whose_turn_does_not_come_is_told_later(path, start, monkeypatch):
+    """Other threads' exchanges take longer than an answer may: nobody's connection has failed."""
+    back_end = start()
+    with open_port(path) as port:
+        _kept = big_burst(port)  # as above
+        count = tables(back_end)[-1]
+        link, asked, told = port._transport._link, threading.Event(), threading.Event()
+
+        def talk() -> None:
+            with link._turn():
+                asked.set()
+                told.wait(SECONDS)
+
+        other = threading.Thread(target=talk)
+        other.start()
+        asked.wait(SECONDS)
+        with monkeypatch.context() as patch:
+            patch.setattr(vhost_messages, "ANSWER_SECONDS", 0.05)
+            burst = big_burst(port)
+        assert tables(back_end)[-1] == count
+        told.set()
+        other.join()
+        assert tables(back_end)[-1] == count + 1
+        assert port.send_burst(burst[:1]) == 1
+        assert len(port.recv_burst(1, timeout=SECONDS)) == 1
 
 
 def test_a_burst_of_one_back_end_is_sent_to_another(tmp_path, start):

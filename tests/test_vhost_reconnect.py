@@ -12,11 +12,22 @@ from collections import Counter
 import pytest
 import vhost_wire as wire
 from test_fork import in_child
-from vhost_fixtures import SECONDS, conserved, open_port, path, round_trip, start, until
+from vhost_backend import FEATURES
+from vhost_fixtures import (
+    SECONDS,
+    conserved,
+    open_port,
+    path,
+    poll_until_error,
+    round_trip,
+    start,
+    until,
+)
 
 import pyvirtnet
-from pyvirtnet import DeviceBusy, DeviceGone, Error, NoSuchDevice
+from pyvirtnet import DeviceBusy, DeviceGone, Error, FeatureMissing, NoSuchDevice
 from pyvirtnet.testing import Loopback, mask
+from pyvirtnet.transport import vhost_messages
 
 __all__ = ["path", "start"]  # fixtures
 
@@ -240,6 +251,53 @@ def test_a_memory_table_that_was_refused_once_is_told_again(path, start, options
             port.reset()
         until(lambda: port.info()["posted_pages"], lambda: port.recv_burst(1))
         round_trip(port)
+
+
+def test_nobody_waits_for_a_back_end_that_does_not_answer_yet(path, start, monkeypatch):
+    """It has been stopped, or accepts nobody yet: a poll looks whether it has answered."""
+    first = start()
+    with open_port(path, reconnect=True) as port:
+        first.kill()
+        monkeypatch.setattr(
+            vhost_messages, "ANSWER_SECONDS", 1000.0
+        )  # pytest does not wait as long
+        silent = start(hooks={wire.GET_FEATURES: lambda _: b""})
+        until(lambda: silent.log, lambda: port.recv_burst(1))
+        for _ in range(100):
+            assert len(port.recv_burst(1)) == 0
+            assert port.send_burst([bytes(60)]) == 0
+        assert len(port.recv_burst(1, timeout=0.2)) == 0
+        answer = silent.handle(silent.log[0])
+        silent.say(wire.answer(wire.GET_FEATURES, answer))
+        until(lambda: port.info()["posted_pages"], lambda: port.recv_burst(1))
+        round_trip(port)
+        assert silent.requests().count(wire.GET_FEATURES) == 1
+
+
+def test_one_that_never_answers_is_given_up_in_time(path, start):
+    first = start()
+    with open_port(path, reconnect=0.3) as port:
+        first.kill()
+        silent = start(hooks={wire.GET_FEATURES: lambda _: b""})
+        assert "not answered yet" in str(poll_until_error(port))
+        silent.hooks.clear()
+        port.reset()
+        round_trip(port)
+
+
+@pytest.mark.parametrize("options", [{}, {"reconnect": 0.3}])
+def test_a_device_that_comes_back_without_packed_rings(path, start, options):
+    """A ring of 100 was right when it was asked for: not the caller's mistake, but the device's."""
+    packed = Loopback(features=FEATURES | mask("ring_packed"), queue_sizes=(128, 128))
+    first = start(packed)
+    with open_port(path, ring_size=100, **options) as port:
+        first.kill()
+        start()
+        error = poll_until_error(port)
+        assert isinstance(error, DeviceGone)
+        assert "ring_size=100" in str(error) or not options
+        with pytest.raises(FeatureMissing, match="takes powers of two"):
+            port.reset()
 
 
 def test_reconnecting_is_for_back_ends():

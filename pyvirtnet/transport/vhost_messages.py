@@ -72,6 +72,7 @@ class Connection:
         self._socket = link
         self._lock = RLock()  # a signal handler may come to it in the thread that has it
         self._in_step = True  # no answer is outstanding
+        self._asked: Request | None = None  # ahead of the call that takes the answer
         # Of the thread that has the lock: an exchange is under way, or what is to be sent is made.
         self._talking = self._composing = False
         self._due: dict[Request, Composer] = {}
@@ -123,6 +124,16 @@ class Connection:
         """
         self._due[request] = compose
         self._catch_up()
+
+    def ask_ahead(self, request: Request) -> None:
+        """Send a question, the first of all; `ask` will find it sent."""
+        with self._turn():
+            self._exchange(request, _VERSION, b"", (), ())
+            self._asked = request
+
+    def waits(self, seconds: float) -> bool:
+        """Wait so long for what comes next, or for the end."""
+        return not self._poller.poll(seconds * 1000)
 
     def ask(self, request: Request, payload: bytes, *sizes: int) -> bytes:
         """Send and return the answer's payload, of one of these sizes."""
@@ -231,7 +242,9 @@ class Connection:
         self._in_step = False
         self._talking = True
         try:
-            self._send(_HEADER.pack(request, flags, len(payload)) + payload, fds, deadline)
+            if request != self._asked:
+                self._send(_HEADER.pack(request, flags, len(payload)) + payload, fds, deadline)
+            self._asked = None
             answer = self._answer(request, sizes, deadline) if sizes else b""
         except TimeoutError as error:
             why = f"no answer to {request.name} came for {ANSWER_SECONDS:g} s"
@@ -288,6 +301,9 @@ class Connection:
     def _end(self, why: str) -> Error:
         self.hung_up = True
         return self._fail(self._gone(why))
+
+    def silent(self) -> DeviceTimeout:
+        return self._late("it has not answered yet")
 
     def _interrupted(self) -> DeviceGone:
         return self._gone("an exchange with it was interrupted")

@@ -67,23 +67,39 @@ class VhostUserTransport(Transport, dma.Mapper):
         self._state = _State()
         self._closed = False
         self._claimed = 1
+        self._coming: Connection | None = None  # asked, and has not answered yet
         self._events: dict[int, _Events] = {}
         self._table = MemoryTable()
         try:
-            self._link = self._connect(self._meeting.wait)
+            self._link = self._connect()
             dma.memory.attach(self)
         except BaseException:
             self._let_go()
             self._meeting.close()
             raise
 
-    def _connect(self, seconds: float) -> Connection:
-        link = Connection(self._meeting.link(seconds), self._meeting.path)
+    def _connect(self, seconds: float | None = None) -> Connection:
+        """Who has not answered yet is asked no second time: the next call looks for the answer."""
+        link = self._coming or self._approach(self._meeting.wait if seconds is None else seconds)
+        if seconds is not None and link.waits(seconds):
+            raise link.silent()
         try:
             self._introduce(link)
         except BaseException:
             link.close()
             raise
+        finally:
+            self._coming = None
+        return link
+
+    def _approach(self, seconds: float) -> Connection:
+        link = Connection(self._meeting.link(seconds), self._meeting.path)
+        try:
+            link.ask_ahead(Request.GET_FEATURES)
+        except BaseException:
+            link.close()
+            raise
+        self._coming = link
         return link
 
     def _introduce(self, link: Connection) -> None:
@@ -121,13 +137,18 @@ class VhostUserTransport(Transport, dma.Mapper):
         """It maps our memory, and whether we still talk to it is nothing to it."""
         return not self._link.hung_up
 
+    def let_go(self, why: DeviceGone) -> None:
+        link, self._coming = self._coming, None
+        if link is not None:
+            link.close()
+
     def revive(self, seconds: float | None = None) -> None:
         with suppress(Error):
             self._link.check()
             return
         self._link.close()
         self._state = _State()
-        self._link = self._connect(self._meeting.wait if seconds is None else seconds)
+        self._link = self._connect(seconds)
         try:
             if len(self._table):
                 self._link.tell_composed(Request.SET_MEM_TABLE, self._table.compose)
@@ -151,7 +172,10 @@ class VhostUserTransport(Transport, dma.Mapper):
         try:
             self._link.tell_composed(Request.SET_MEM_TABLE, self._table.compose)
         except (DeviceGone, DeviceTimeout, DeviceBroken):
-            pass  # this port will say so; others go on. `revive` sends the whole table
+            # This port will say so; others go on. `revive` sends the whole table, unless it was
+            # only that other threads took too long.
+            if self._link.failure is None:
+                self._link.tell_soon(Request.SET_MEM_TABLE, self._table.compose)
         except BaseException:
             self._table.remove(region.iova)
             raise
@@ -255,8 +279,9 @@ class VhostUserTransport(Transport, dma.Mapper):
 
     def _let_go(self) -> None:
         self._closed = True
-        if link := getattr(self, "_link", None):
-            link.close()
+        for link in (getattr(self, "_link", None), self._coming):
+            if link is not None:
+                link.close()
         while self._events:  # each closed once, even if another thread forks in between
             _, events = self._events.popitem()
             os.close(events.kick)
