@@ -188,6 +188,32 @@ def test_memory_that_a_hanging_back_end_may_write_is_not_used_again(path, start,
         assert conserved(port)
 
 
+def test_eventfds_that_the_back_end_has_made_block(path, start):
+    """It shares the open files: full, or empty, they hold up nobody."""
+    back_end, files = start(), []
+
+    def spoil(message):
+        files.extend(os.dup(fd) for fd in message.fds)
+        os.set_blocking(files[-1], True)
+        if message.request == wire.SET_VRING_KICK:
+            os.eventfd_write(files[-1], 2**64 - 2)
+
+    back_end.hooks |= {
+        wire.SET_VRING_KICK: spoil,
+        wire.SET_VRING_CALL: spoil,
+        wire.SET_VRING_ENABLE: lambda _: wire.answer(wire.SET_VRING_ENABLE, bytes(8)),
+    }
+    with open_port(path) as port:
+        assert port.send_burst([bytes(60)]) == 1
+        port.reset()
+        assert port.send_burst([bytes(60)]) == 1
+        back_end.hooks.clear()
+        port.reset()
+        round_trip(port)
+    for fd in files:
+        os.close(fd)
+
+
 def _stalls_in_a_question(port, back_end, monkeypatch):
     back_end.hooks[wire.GET_CONFIG] = lambda _: b""
     with monkeypatch.context() as patch:

@@ -258,8 +258,8 @@ class VhostUserTransport(Transport, dma.Mapper):
             self._events[index] = _Events(os.eventfd(0, _EVENTFD), os.eventfd(0, _EVENTFD))
         events = self._events[index]
         for fd in (events.kick, events.call):
-            with suppress(BlockingIOError):
-                os.eventfd_read(fd)  # of a life before a reset
+            with suppress(OSError):  # of a life before a reset; the back end may have made it block
+                os.preadv(fd, [bytearray(8)], -1, os.RWF_NOWAIT)
         return events
 
     # Life
