@@ -78,10 +78,16 @@ class Arena:
     def trim(self) -> None:
         """Give back the regions of which nothing is in use."""
         with self._lock:
-            self._merge_returned()
-            for region, gaps in list(self._gaps.items()):
-                if gaps == [(0, region.size)]:
-                    del self._gaps[region]
+            if self._inside:
+                return
+            self._inside = True
+            try:
+                self._merge_returned()
+                for region, gaps in list(self._gaps.items()):
+                    if gaps == [(0, region.size)]:
+                        del self._gaps[region]
+            finally:
+                self._inside = False
         self._settle()
 
     def _find(self, size: int) -> tuple[Region, int] | None:

@@ -64,7 +64,7 @@ class BringUp:
         self._care = RLock()  # of what resets the device: reset, close, a look at it
         self._control = Control(self.name, transport, self._care)
         self._queues: list[QueuePair] = []
-        self._past: list[QueuePair] = []  # stopped; some wait for a call to end
+        self._made: list[QueuePair] = []  # all there were; of those stopped, some are in a call
         self._format: dict[str, Any] = {}
         self._sizes: list[int] = []  # of the rings
         self._memory: PortMemory | None = None
@@ -244,12 +244,11 @@ class BringUp:
         restart = _weakly(weakref.WeakMethod(self._restart))
         shared = self._pairs > 1
         for index in range(self._pairs):
-            idle = [q for q in self._past if q.index == index and q.pool is None]
-            if idle:
-                self._past.remove(idle[-1])
-            self._queues.append(
-                idle[-1] if idle else QueuePair(self.name, look, index, restart, shared=shared)
-            )
+            idle = [q for q in self._made if q.index == index and q.pool is None]
+            if not idle:
+                idle = [QueuePair(self.name, look, index, restart, shared=shared)]
+                self._made += idle
+            self._queues.append(idle[-1])
         # The documented methods are shadowed by the queue's own, which take no Python frame.
         first = self._queues[0]
         vars(self).update(

@@ -170,7 +170,6 @@ class Life(BringUp):
             if self._transport.may_write(error):
                 self._leave_memory()
         queues, self._queues = self._queues, []
-        self._past += queues
         for queue in queues:
             if not queue._stop(why):  # a call is under way: the next rings get memory of their own
                 self._memory = None
@@ -241,7 +240,7 @@ class Life(BringUp):
         closed = PortClosed(f"{self.name} is closed", why, "open the port again")
         self._down = closed
         self._control.abandon(closed)
-        for queue in (*self._past, *self.queues):
+        for queue in self._made:
             queue._abandon(closed)
         if self._changes is not None:
             self._changes.close()

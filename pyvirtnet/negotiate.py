@@ -82,6 +82,7 @@ BIG_PAGES = 17  # of a receive buffer for 65589 bytes and a header, 5.1.6.3.1
 # 5.1.3.1: a feature and those it cannot be accepted without, or would be of no use.
 REQUIRES: dict[Feature, frozenset[Feature]] = {
     **dict.fromkeys(_COMMANDS, frozenset({Feature.CTRL_VQ})),
+    Feature.GUEST_ANNOUNCE: frozenset({Feature.CTRL_VQ, Feature.STATUS}),  # 5.1.4: asked for there
     **dict.fromkeys(SEGMENTS, frozenset({Feature.GUEST_CSUM})),
     Feature.HOST_TSO4: frozenset({Feature.CSUM}),
     Feature.HOST_TSO6: frozenset({Feature.CSUM}),

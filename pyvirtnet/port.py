@@ -214,7 +214,7 @@ class Port(Life, Awaited, Filters, Tuning, Events):
     @property
     def stats(self) -> Stats:
         """The counters of all queue pairs, added up."""
-        rows = [queue.counters() for queue in (*self._past, *self.queues)]
+        rows = [queue.counters() for queue in tuple(self._made)]
         return Stats(**{f.name: sum(row[f.name] for row in rows) for f in fields(Stats)})
 
     def info(self) -> dict[str, Any]:

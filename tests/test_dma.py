@@ -243,6 +243,25 @@ def test_memory_that_comes_back_is_zeroed():
     assert content(again, 1000) == bytes(1000)
 
 
+def test_what_is_returned_while_others_are_merged_is_not_lost(monkeypatch):
+    """By a finaliser, which may run in the middle of `trim` as well."""
+    arena, merge = Arena(Memory()), arenas._merged
+    blocks = [arena.take(64) for _ in range(3)]
+
+    def merged(gaps):
+        blocks.clear()
+        return merge(gaps)
+
+    with arena._lock:  # as another thread has it: what is returned now is merged later
+        thread = threading.Thread(target=blocks.pop)
+        thread.start()
+        thread.join()
+    monkeypatch.setattr(arenas, "_merged", merged)
+    arena.trim()
+    arena.trim()
+    assert arena._gaps == {}
+
+
 def test_the_first_gap_that_fits_is_taken():
     arena = Arena(Memory())
     blocks = [arena.take(64 * n) for n in (1, 4, 1, 2, 1)]

@@ -63,6 +63,14 @@ def test_prerequisites_fall_in_chains(monkeypatch):
     assert without.negotiated == {Feature.VERSION_1, Feature.CSUM}
 
 
+def test_announcements_are_asked_for_in_the_status():
+    """5.1.4: without STATUS there is no such field to read."""
+    offered = V1 | 1 << Feature.CTRL_VQ | 1 << Feature.GUEST_ANNOUNCE
+    assert Feature.GUEST_ANNOUNCE not in negotiate(offered, WANTED).negotiated
+    both = negotiate(offered | 1 << Feature.STATUS, WANTED).negotiated
+    assert Feature.GUEST_ANNOUNCE in both
+
+
 @pytest.mark.rule("RSV-002", "LEG-001", "LEG-002")
 @pytest.mark.parametrize("offered", [0, ALL & ~V1])
 def test_a_legacy_device_is_refused(offered):

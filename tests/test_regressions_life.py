@@ -255,6 +255,23 @@ def test_a_pair_that_is_reset_beside_a_thread_that_polls_without_rest():
     resets_beside_a_poller(reset, ())
 
 
+def test_counters_add_up_at_every_step_of_a_reset(nic):
+    """As another thread may look in between: pairs went from one list to another."""
+    nic.pass_through(frames(5))
+    seen = set()
+
+    def look(*_):
+        seen.add(nic.port.stats.rx_frames)
+        return look
+
+    sys.settrace(look)
+    try:
+        nic.port.reset()
+    finally:
+        sys.settrace(None)
+    assert seen == {5}
+
+
 def test_code_of_a_frame_that_closes_the_port(make_nic):
     """A pool that was given up, or inherited by a forked child, was still copied into."""
     nic = make_nic()

@@ -336,7 +336,7 @@ def test_a_fork_while_another_thread_works(nic, direction):
         burst = None
         nic.port.close()
         nic.port._queues.clear()
-        nic.port._past.clear()
+        nic.port._made.clear()
         gc.collect()
         other = Nic()
         other.pass_through(frames(100))
