@@ -18,12 +18,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from threading import RLock
 
-from .errors import OutOfMemory
+from .errors import OutOfMemory, mend_of
 from .hugepages import HUGE_PAGE, open_together
 from .memfd import memory_file
 
 SMALL_PAGE = mmap.PAGESIZE
 PAGE_KINDS = ((HUGE_PAGE, os.MFD_HUGETLB), (SMALL_PAGE, 0))  # size, flag: what is tried, in turn
+LESS = "free memory, or ask for less: pages= and ring_size= of a port, frames of a burst"
 PHYSICAL = os.sysconf("SC_PHYS_PAGES") * SMALL_PAGE  # bytes of memory that the machine has
 END_IOVA = 1 << 38  # half of what the smallest virtual IOMMU can address
 FIRST_IOVA = 4 << 30  # above the reserved MSI window, below the 39 bits of a small IOMMU
@@ -179,7 +180,8 @@ class Memory:
                 if fd is not None:
                     os.close(fd)
                 if flags == 0:
-                    raise self._out_of_memory(size, error.strerror or str(error)) from error
+                    why = error.strerror or str(error)
+                    raise self._out_of_memory(size, why, mend_of(error, LESS)) from error
         raise AssertionError("unreachable")
 
     def _create_together(self, size: int) -> Region:
@@ -208,12 +210,8 @@ class Memory:
                     self._next_iova = iova + size
                     return iova
 
-    def _out_of_memory(self, size: int, why: str) -> OutOfMemory:
-        return OutOfMemory(
-            f"cannot allocate {-(-size // 1024)} KiB of DMA memory",
-            why,
-            "free memory, or ask for less: pages= and ring_size= of a port, frames of a burst",
-        )
+    def _out_of_memory(self, size: int, why: str, mend: str = LESS) -> OutOfMemory:
+        return OutOfMemory(f"cannot allocate {-(-size // 1024)} KiB of DMA memory", why, mend)
 
     def _release(self, fd: int, iova: int, size: int) -> None:
         try:

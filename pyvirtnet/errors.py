@@ -1,5 +1,6 @@
 """Every error a user can meet: what failed, why, and the command or setting that mends it."""
 
+import errno
 from typing import Self
 
 
@@ -97,3 +98,9 @@ class PortClosed(Error):
 
 class QueueBusy(Error):
     """Two threads called the same direction of one queue at the same time."""
+
+
+def mend_of(error: OSError, otherwise: str) -> str:
+    """What mends a lack of file descriptors, where `error` is one."""
+    few = error.errno in (errno.EMFILE, errno.ENFILE)
+    return "close files, or allow more of them: ulimit -n 4096" if few else otherwise

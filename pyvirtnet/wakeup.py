@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 
-from .errors import OutOfMemory
+from .errors import OutOfMemory, mend_of
 
 _MOST = 64  # of what woke us, told at once
 
@@ -30,7 +30,7 @@ class WakeUp:
             self._own = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._epoll = select.epoll()
         except OSError as error:
-            why, mend = error.strerror or str(error), "allow more open files: ulimit -n 4096"
+            why, mend = error.strerror or str(error), mend_of(error, "free memory")
             raise OutOfMemory("cannot wait for a device", why, mend) from error
         self._watched: set[int] = set()
         # Who falls asleep, and who brings the device back: perhaps a signal handler in this thread.

@@ -8,7 +8,7 @@ import pytest
 from fake_sysfs import BDF, make_sysfs
 
 from pyvirtnet import errors
-from pyvirtnet.vfio import problems
+from pyvirtnet.vfio import problems, uapi
 from pyvirtnet.vfio.container import Container
 from pyvirtnet.vfio.function import Function, find, normalise
 
@@ -145,6 +145,18 @@ class TestRefusals:
         error = open_failing()
         assert isinstance(error, errors.NoPermission)
         assert f"tools/bind {BDF} --user" in error.mend
+
+    @pytest.mark.parametrize(
+        ("number", "mend"), [(errno.EMFILE, "ulimit -n"), (errno.EIO, "dmesg")]
+    )
+    def test_a_device_that_cannot_be_had(self, sysfs, kernel, number, mend):
+        """It was said to have another driver: vfio-pci."""
+        make_sysfs(sysfs)
+        kernel.errors[uapi.GROUP_GET_DEVICE_FD] = number
+        error = open_failing()
+        assert type(error) is errors.Error
+        assert error.why == os.strerror(number)
+        assert mend in error.mend
 
     def test_a_device_that_the_group_does_not_give(self, sysfs, kernel):
         make_sysfs(sysfs)

@@ -8,7 +8,7 @@ from fake_iommufd import FakeIommufd
 from fake_sysfs import BDF, make_sysfs
 
 from pyvirtnet import dma, errors
-from pyvirtnet.vfio import iommufd
+from pyvirtnet.vfio import iommufd, problems
 from pyvirtnet.vfio.file import File
 from pyvirtnet.vfio.function import Function
 from pyvirtnet.vfio.iommufd import AddressSpace
@@ -100,6 +100,32 @@ def test_refusals_are_typed_and_leave_nothing_open(kernel, memory, where, number
         AddressSpace().open_device(Function(BDF))
     assert kernel.open_files == []
     assert region.size
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBUSY])
+@pytest.mark.parametrize("node", [NODE, "/dev/vfio/3"])
+def test_busy_in_another_process(kernel, memory, tmp_path, monkeypatch, number, node):
+    """The device's own node opens a second time; it is binding it that fails."""
+    kernel.errors[iommufd.BIND] = number
+    process = tmp_path / "proc/4711"
+    (process / "fd").mkdir(parents=True)
+    (process / "fd/9").symlink_to(node)
+    (process / "comm").write_text("dpdk-testpmd\n")
+    monkeypatch.setattr(problems, "PROC", tmp_path / "proc")
+    with pytest.raises(errors.DeviceBusy, match=f"{node} is held by dpdk-testpmd .pid 4711."):
+        AddressSpace().open_device(Function(BDF))
+    assert kernel.open_files == []
+
+
+def test_a_group_is_not_viable_only_where_a_kernel_driver_is_in_it(kernel, memory, sysfs):
+    make_sysfs(sysfs, "0000:00:06.0", driver="vfio-pci", group=3)
+    kernel.errors[iommufd.BIND] = errno.EINVAL
+    with pytest.raises(errors.NoIommu, match="Invalid argument"):
+        AddressSpace().open_device(Function(BDF))
+    make_sysfs(sysfs, "0000:00:07.0", driver="e1000", group=3)
+    with pytest.raises(errors.GroupNotViable, match="07.0 .e1000.") as caught:
+        AddressSpace().open_device(Function(BDF))
+    assert "06.0" not in str(caught.value)
 
 
 def test_a_kernel_without_it_is_named(kernel, sysfs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from abc import abstractmethod
 from ctypes import sizeof
@@ -56,9 +55,7 @@ class Container(Iommu):
                 fd = group.file.ioctl(uapi.GROUP_GET_DEVICE_FD, function.bdf.encode() + b"\0")
             except OSError as error:
                 self._leave(number)
-                if error.errno == errno.EBUSY:
-                    raise problems.busy(function, self._node(number)) from error
-                raise problems.not_bound(function) from error
+                raise problems.device(function, self._node(number), error) from error
             group.functions.add(function.bdf)
             return File(fd)
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from ctypes import addressof, c_char, sizeof
 from dataclasses import dataclass
 
-from ..errors import DeviceGone, Error, OutOfMemory, PortClosed
-from . import uapi
+from ..errors import DeviceGone, Error, OutOfMemory, PortClosed, mend_of
+from . import problems, uapi
 from .container import Iommu
 from .file import File, capabilities, extents, query
 from .function import Function
@@ -135,7 +135,7 @@ class Device:
             raise OutOfMemory(
                 f"cannot set up {count} interrupts of {self.bdf}",
                 error.strerror or str(error),
-                "allow more open files: ulimit -n 4096",
+                mend_of(error, problems.LOG),
             ) from error
 
     def disable_interrupts(self) -> None:

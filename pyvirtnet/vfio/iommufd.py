@@ -3,7 +3,6 @@ device has a file of its own (linux/iommufd.h, linux/vfio.h)."""
 
 from __future__ import annotations
 
-import errno
 import threading
 from ctypes import Structure, addressof, c_int32, c_uint32, c_uint64, sizeof
 from pathlib import Path
@@ -170,9 +169,8 @@ class AddressSpace(Iommu):
                 memory.attach(self)
         except OSError as error:
             file.close()
-            if error.errno in (errno.EBUSY, errno.EINVAL) and len(function.group_members()) > 1:
-                raise problems.not_viable(function) from error
-            raise problems.attaching(function, error, module="iommufd") from error
+            nodes = (node, f"/dev/vfio/{function.group}")
+            raise problems.binding(function, nodes, error) from error
         except BaseException:
             file.close()
             raise

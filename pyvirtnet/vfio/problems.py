@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from errno import EBUSY, EMFILE, ENFILE, ENODEV, ENOENT, ENXIO
+from errno import EBUSY, EINVAL, ENODEV, ENOENT, ENXIO
 from pathlib import Path
 
 from ..dma import Region
@@ -19,11 +20,13 @@ from ..errors import (
     NoPermission,
     NotBound,
     OutOfMemory,
+    mend_of,
 )
 from .function import SYS, VFIO_DRIVERS, Function
 
 PROC = Path("/proc")
 _CAP_IPC_LOCK = 1 << 14
+LOG = "dmesg | tail may tell why"
 _HARMLESS_DRIVERS = (*VFIO_DRIVERS, "pci-stub")
 
 _TURN_ON = (
@@ -127,7 +130,7 @@ def node(path: str, error: OSError) -> Error:
         what = f"cannot open {path}"
         return NoPermission(what, str(error.strerror), f"as root: chmod 666 {path}")
     if error.errno not in (ENOENT, ENODEV, ENXIO):
-        return _refused(path, error)
+        return refused(path, error)
     return NotBound(
         f"cannot open {path}",
         f"{error.strerror}: the kernel's VFIO is not loaded",
@@ -135,11 +138,8 @@ def node(path: str, error: OSError) -> Error:
     )
 
 
-def _refused(path: str, error: OSError) -> Error:
-    mend = "dmesg | tail may tell why"
-    if error.errno in (EMFILE, ENFILE):
-        mend = "close files, or allow more of them: ulimit -n 4096"
-    return Error(f"cannot open {path}", str(error.strerror), mend)
+def refused(path: str, error: OSError) -> Error:
+    return Error(f"cannot open {path}", str(error.strerror), mend_of(error, LOG))
 
 
 def group(function: Function, path: str, error: OSError) -> Error:
@@ -148,16 +148,42 @@ def group(function: Function, path: str, error: OSError) -> Error:
         return no_permission(function, path)
     if isinstance(error, FileNotFoundError):
         return not_bound(function)
-    return busy(function, path) if error.errno == EBUSY else _refused(path, error)
+    return busy(function, path) if error.errno == EBUSY else refused(path, error)
 
 
-def not_viable(function: Function) -> GroupNotViable:
-    """Names the functions that keep the group from being VFIO's; PCI bridges never do."""
-    culprits = [
+def device(function: Function, path: str, error: OSError) -> Error:
+    """The device could not be had from its group."""
+    if error.errno == EBUSY:
+        return busy(function, path)
+    if error.errno == ENODEV or function.driver not in VFIO_DRIVERS:
+        return not_bound(function)
+    return refused(function.bdf, error)
+
+
+def binding(function: Function, paths: Sequence[str], error: OSError) -> Error:
+    """The device's own node could not be bound to the iommufd, or not attached."""
+    if error.errno in (EBUSY, EINVAL):  # EINVAL: it is open a second time
+        for path in paths:
+            if holders(path):
+                return busy(function, path)
+        if _culprits(function):
+            return not_viable(function)
+    if error.errno == EBUSY:
+        return busy(function, paths[0])
+    return attaching(function, error, module="iommufd")
+
+
+def _culprits(function: Function) -> list[str]:
+    """The functions that keep the group from being VFIO's; PCI bridges never do."""
+    return [
         f"{member.bdf} ({member.driver})"
         for member in function.group_members()
         if not member.is_bridge and member.driver not in (None, *_HARMLESS_DRIVERS)
     ]
+
+
+def not_viable(function: Function) -> GroupNotViable:
+    culprits = _culprits(function)
     bdfs = " ".join(text.split()[0] for text in culprits) or function.bdf
     return GroupNotViable(
         f"cannot open {function.bdf}",
