@@ -91,9 +91,9 @@ class Machine(Host):
     def ipv4(self) -> list[tuple[str, str]]:
         return self.addresses
 
-    def set_down(self, interface: str) -> None:
-        (self.net / interface / "flags").write_text("0x1002\n")
-        self.writes.append(("down", interface))
+    def set_up(self, interface: str, up: bool) -> None:
+        (self.net / interface / "flags").write_text("0x1003\n" if up else "0x1002\n")
+        self.writes.append(("up" if up else "down", interface))
 
     def look(self) -> None:
         for name in self.flowing:

@@ -35,6 +35,7 @@ def test_a_missing_module_is_told_with_modprobes_words(machine: Machine) -> None
 
 
 def test_a_driver_that_declines_is_rolled_back(machine: Machine) -> None:
+    machine.up("eth1")
     machine.refusing.add("vfio-pci")
     code, out, err = said(machine, NIC)
     assert code == 1
@@ -42,6 +43,7 @@ def test_a_driver_that_declines_is_rolled_back(machine: Machine) -> None:
     assert "put back as it was" in out
     assert unchanged(machine, NIC)
     assert machine.interfaces(NIC) == ["eth1"]
+    assert machine.is_up("eth1")
 
 
 def test_a_node_that_never_comes_is_rolled_back(machine: Machine) -> None:
@@ -61,10 +63,12 @@ def test_a_failed_unbind_leaves_no_override_behind(
             raise BindFailed("cannot unbind", "No such device", "dmesg")
         kernel(path, text)
 
+    machine.up("eth1")
     monkeypatch.setattr(machine, "write", write)
     with pytest.raises(BindFailed, match="cannot unbind"):
         bind([NIC], host=machine)
     assert unchanged(machine, NIC)
+    assert machine.is_up("eth1")
 
 
 def test_a_failing_second_nic_puts_the_first_back(machine: Machine) -> None:

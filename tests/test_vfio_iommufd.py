@@ -102,9 +102,10 @@ def test_refusals_are_typed_and_leave_nothing_open(kernel, memory, where, number
     assert region.size
 
 
+@pytest.mark.usefixtures("memory")
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EBUSY])
 @pytest.mark.parametrize("node", [NODE, "/dev/vfio/3"])
-def test_busy_in_another_process(kernel, memory, tmp_path, monkeypatch, number, node):
+def test_busy_in_another_process(kernel, tmp_path, monkeypatch, number, node):
     """The device's own node opens a second time; it is binding it that fails."""
     kernel.errors[iommufd.BIND] = number
     process = tmp_path / "proc/4711"
@@ -123,7 +124,7 @@ def test_a_group_is_not_viable_only_where_a_kernel_driver_is_in_it(kernel, memor
     with pytest.raises(errors.NoIommu, match="Invalid argument"):
         AddressSpace().open_device(Function(BDF))
     make_sysfs(sysfs, "0000:00:07.0", driver="e1000", group=3)
-    with pytest.raises(errors.GroupNotViable, match="07.0 .e1000.") as caught:
+    with pytest.raises(errors.GroupNotViable, match=r"07\.0 .e1000") as caught:
         AddressSpace().open_device(Function(BDF))
     assert "06.0" not in str(caught.value)
 

@@ -148,9 +148,10 @@ def _without_iommu(host: Host, bdf: str) -> bool:
 
 
 def _plan_bind(host: Host, bdf: str, bdfs: list[str], owner: Owner, noiommu: bool) -> _Plan:
-    old, names = host.driver(bdf), host.interfaces(bdf)
+    old = host.driver(bdf)
+    was_up = {name: host.is_up(name) for name in host.interfaces(bdf)}
     notes = [*_notes(host, bdf, bdfs, noiommu), *(_DANGERS if noiommu else ())]
-    plan = _Plan(bdf, partial(_back, host, bdf, old, names), notes=notes)
+    plan = _Plan(bdf, partial(_back, host, bdf, old, was_up), notes=notes)
     if old == VFIO_PCI:
         plan.undo = lambda until: False
         plan.step(f"keep {VFIO_PCI}: already bound to it", lambda until: None)
@@ -159,7 +160,7 @@ def _plan_bind(host: Host, bdf: str, bdfs: list[str], owner: Owner, noiommu: boo
         if noiommu and not host.noiommu():
             plan.step("switch VFIO's unsafe no-IOMMU mode on", partial(steps.allow_noiommu, host))
         plan.step(f"remember {old or 'no driver'}", lambda until: remember(host, bdf))
-        for name in filter(host.is_up, names):
+        for name in filter(was_up.get, was_up):
             plan.step(f"take {name} down", partial(steps.take_down, host, name))
         plan.step(f"move from {old or 'no driver'} to {VFIO_PCI}", partial(steps.take, host, bdf))
     plan.step("wait for its node under /dev/vfio", partial(steps.await_node, host, bdf))
@@ -185,13 +186,16 @@ def _stay(host: Host, plan: _Plan, owner: Owner, noiommu: bool) -> None:
     plan.step("bind it at each boot", partial(persist, host, plan.bdf, owner))
 
 
-def _back(host: Host, bdf: str, old: str | None, names: list[str], until: Until) -> bool:
+def _back(host: Host, bdf: str, old: str | None, was_up: dict[str, bool], until: Until) -> bool:
     moved = steps.put_back(host, bdf, old, until)
-    if moved and names:
+    if moved and was_up:
         steps.await_interface(host, bdf, until)
     if old is not None:
         forget(host, bdf)
-    return moved
+    fallen = [n for n in host.interfaces(bdf) if was_up.get(n) and not host.is_up(n)]
+    for name in fallen:
+        steps.take_up(host, name)
+    return moved or bool(fallen)
 
 
 def _notes(host: Host, bdf: str, bdfs: list[str], noiommu: bool) -> list[str]:

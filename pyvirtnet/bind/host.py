@@ -142,11 +142,11 @@ class Host:
             found.append((label.partition(":")[0], address))
         return found
 
-    def set_down(self, interface: str) -> None:
+    def set_up(self, interface: str, up: bool) -> None:
         name = interface.encode()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             have = fcntl.ioctl(sock, _SIOCGIFFLAGS, struct.pack("16sH22x", name, 0))
-            flags: int = struct.unpack_from("16sH", have)[1] & ~_IFF_UP
+            flags: int = struct.unpack_from("16sH", have)[1] & ~_IFF_UP | _IFF_UP * up
             fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH22x", name, flags))
 
     def look(self) -> None:

@@ -79,7 +79,12 @@ def allow_noiommu(host: Host, until: Until) -> None:
 
 def take_down(host: Host, interface: str, until: Until) -> None:
     with failing(f"take {interface} down", f"ip link set {interface} down"):
-        host.set_down(interface)
+        host.set_up(interface, False)
+
+
+def take_up(host: Host, interface: str) -> None:
+    with failing(f"take {interface} up again", f"ip link set {interface} up"):
+        host.set_up(interface, True)
 
 
 def take(host: Host, bdf: str, until: Until) -> None:
