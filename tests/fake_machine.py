@@ -27,7 +27,7 @@ class Machine(Host):
         self.without: set[str] = set()  # modules that are not there
         self.writes: list[tuple[str, str]] = []
         self.flowing: list[str] = []
-        self.makes_nodes = True
+        self.makes_nodes, self.makes_own_nodes = True, False  # of groups, and of iommufd
         self.complaint = "modprobe: FATAL: Module not found"
         for folder in ("bus/pci/devices", "bus/pci/drivers", "class/net", "class/iommu/dmar0"):
             (self.sys / folder).mkdir(parents=True)
@@ -107,6 +107,10 @@ class Machine(Host):
         if driver == "vfio-pci":
             if self.makes_nodes and bdf in self.group_of:
                 (self.dev / "vfio" / self.group_of[bdf]).touch(0o600)
+            if self.makes_own_nodes:
+                (self.path(bdf) / "vfio-dev/vfio0").mkdir(parents=True)
+                (self.dev / "vfio/devices").mkdir(exist_ok=True)
+                (self.dev / "vfio/devices/vfio0").touch(0o600)
         elif bdf in self.interface:
             name = self.interface[bdf]
             (self.path(bdf) / "virtio0/net" / name).mkdir(parents=True)
@@ -124,6 +128,8 @@ class Machine(Host):
     def _unbind(self, bdf: str) -> None:
         if self.driver(bdf) == "vfio-pci" and bdf in self.group_of:
             (self.dev / "vfio" / self.group_of[bdf]).unlink(missing_ok=True)
+            (self.dev / "vfio/devices/vfio0").unlink(missing_ok=True)
+            shutil.rmtree(self.path(bdf) / "vfio-dev", ignore_errors=True)
         for name in self.interfaces(bdf):
             shutil.rmtree(self.net / name)
         shutil.rmtree(self.path(bdf) / "virtio0", ignore_errors=True)

@@ -118,6 +118,25 @@ def test_the_node_goes_to_the_user_and_the_limits_are_told(
     assert "chmod 0666" in out
 
 
+def test_the_nodes_of_iommufd_go_with_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a user who was told to run this could open it with iommufd=on no better than before."""
+    given: list[str] = []
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid: given.append(str(path)))
+    machine.makes_own_nodes = True
+    assert said(machine, NIC, "--user", "1234")[0] == 0
+    assert given == [str(machine.dev / "vfio" / name) for name in ("5", "devices/vfio0")]
+
+
+def test_a_kernel_without_group_nodes_has_the_device_s_own(machine: Machine) -> None:
+    machine.makes_nodes, machine.makes_own_nodes = False, True
+    code, out, _ = said(machine, NIC, "--user", "0")
+    assert code == 0
+    assert f"node {machine.dev}/vfio/devices/vfio0" in out
+    assert f"chmod 0666 {machine.dev}/iommu" in out
+    assert "/dev/vfio/devices/vfio0" in said(machine, "status")[1]
+    assert said(machine, "restore", NIC)[0] == 0
+
+
 def test_an_unknown_user_fails_before_anything_changes(machine: Machine) -> None:
     code, _, err = said(machine, NIC, "--user", "nobody-of-this-name")
     assert (code, machine.writes) == (1, [])

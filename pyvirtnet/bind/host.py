@@ -245,10 +245,15 @@ class Host:
             return None
         return self.dev / "vfio" / (f"noiommu-{group}" if self.is_bare(bdf) else group)
 
+    def nodes(self, bdf: str) -> list[Path]:
+        """That one, and the function's own, of kernels with iommufd: those that exist."""
+        own = sorted(folder.name for folder in self.path(bdf).glob("vfio-dev/*"))
+        found = [self.node(bdf), *(self.dev / "vfio/devices" / name for name in own)]
+        return [node for node in found if node and node.exists()]
+
     def holders(self, bdf: str) -> list[str]:
-        """The processes that have the function's VFIO node open: "pid 12 (name)"."""
-        nodes = {str(node) for node in (self.node(bdf),) if node}
-        nodes |= {f"{self.dev}/vfio/devices/{d.name}" for d in self.path(bdf).glob("vfio-dev/*")}
+        """The processes that have a VFIO node of the function open: "pid 12 (name)"."""
+        nodes = {str(node) for node in self.nodes(bdf)}
         found = []
         for process in self.proc.glob("[0-9]*"):
             with suppress(OSError):  # gone meanwhile, or another user's

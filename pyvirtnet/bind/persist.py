@@ -27,6 +27,7 @@ _GIVE = (
     'ACTION=="add", SUBSYSTEM=="vfio", '
     "PROGRAM=\"/bin/sh -c 'ls /sys/kernel/iommu_groups/%k/devices'\", "
     'RESULT=="*{bdf}*"{owner}\n'
+    'ACTION=="add", SUBSYSTEM=="vfio-dev", KERNELS=="{bdf}"{owner}\n'
 )
 
 

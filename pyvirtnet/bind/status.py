@@ -70,8 +70,7 @@ def status(host: Host | None = None) -> list[Nic]:
 
 def _nic(host: Host, bdf: str, name: str) -> Nic:
     vendor, device = host.ids(bdf)
-    node = host.node(bdf)
-    node = node if node and node.exists() else None
+    node = next(iter(host.nodes(bdf)), None)
     holders = host.holders(bdf)
     return Nic(
         bdf=bdf,

@@ -101,36 +101,40 @@ def take(host: Host, bdf: str, until: Until) -> None:
 
 
 def await_node(host: Host, bdf: str, until: Until) -> str:
-    def there() -> bool:
-        node = host.node(bdf)
-        return node is not None and node.exists()
-
-    if not until(there, _PATIENCE):
+    if not until(lambda: bool(host.nodes(bdf)), _PATIENCE):
         why = f"{host.node(bdf) or 'its node under /dev/vfio'} did not appear"
         raise BindFailed(f"cannot use {bdf}", why, "see that devtmpfs is mounted on /dev; dmesg")
-    node = host.node(bdf) or Path()
-    until(lambda: host.settled((host.sys / "class/vfio" / node.name).resolve()), _SETTLING)
+    node = host.nodes(bdf)[0]
+    kind = "vfio-dev" if node.parent.name == "devices" else "vfio"
+    until(lambda: host.settled((host.sys / "class" / kind / node.name).resolve()), _SETTLING)
     return f"bound to {VFIO_PCI}, node {node}"
 
 
 def give(host: Host, bdf: str, owner: Owner, until: Until) -> str:
-    """Hand the group node to an ordinary user."""
-    node = host.node(bdf) or Path()
-    with failing(f"give {node} to {owner}", f"chown it: ls -l {node}"):
-        os.chown(node, owner.uid, owner.gid)
-        if owner.group is not None:
-            node.chmod(0o660)
-    container = host.dev / "vfio/vfio"
-    mode = container.stat().st_mode if container.exists() else 0
-    remark = f"{node} belongs to {owner}"
-    if mode & 0o006 != 0o006:
-        remark += f"; {container} is {stat.filemode(mode)}: chmod 0666 {container}"
+    """Hand the group node, and the function's own, to an ordinary user."""
+    nodes = host.nodes(bdf)
+    for node in nodes:
+        with failing(f"give {node} to {owner}", f"chown it: ls -l {node}"):
+            os.chown(node, owner.uid, owner.gid)
+            if owner.group is not None:
+                node.chmod(0o660)
+    remark = "; ".join(f"{node} belongs to {owner}" for node in nodes)
+    remark += "".join(_closed_to_others(host, node) for node in nodes[:1])
     if owner.user is not None and owner.uid == 0:
         return remark
     who = owner.user or f"@{owner.group}"
     return (
         f"{remark}; each port locks up to {MEMLOCK_MIB} MiB of memory: if ulimit -l is less, put "
         f"'{who} - memlock {MEMLOCK_MIB << 10}' into /etc/security/limits.d/pyvirtnet.conf"
+    )
+
+
+def _closed_to_others(host: Host, node: Path) -> str:
+    """What has to be accessible too, to use that node."""
+    common = host.dev / ("iommu" if node.parent.name == "devices" else "vfio/vfio")
+    mode = common.stat().st_mode if common.exists() else 0
+    return (
+        "" if mode & 0o006 == 0o006 else f"; {common} is {stat.filemode(mode)}: chmod 0666 {common}"
     )
 
 
