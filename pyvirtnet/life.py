@@ -60,12 +60,13 @@ class Life(BringUp):
         """Reset the device and start anew: after DeviceBroken, after DeviceGone once it is back,
         or to begin from empty rings.
 
-        Frames in flight are lost; bursts and views stay as they are; counters go on.
+        Frames in flight are lost; bursts and views stay as they are; counters go on. A pair that
+        another call does not leave in time is replaced: take `queues` and `fileno()` anew.
         """
         with self._care, self._change():
             if self._closed:
                 raise PortClosed(f"{self.name} is closed", mend="open the port again")
-            mend = "call it again; if it failed, port.reset() once more"
+            mend = "call it again, of port.queues[i]; if it failed, port.reset() once more"
             pairs = self._queues
             self._take_down(PortClosed(f"{self.name} is closed", "the port is being reset", mend))
             _await_calls(pairs)

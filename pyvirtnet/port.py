@@ -114,8 +114,8 @@ class Port(Life, Awaited, Filters, Tuning, Events):
         `recv_burst`, or `events()`.
 
         It stays readable until `recv_burst` finds nothing: only then sleep. It may be readable in
-        vain. The same number until the port is gone. Raises FeatureMissing for a device without
-        interrupts, PortClosed.
+        vain. The same number until the port is gone, or `reset()` while a call is under way.
+        Raises FeatureMissing for a device without interrupts, PortClosed.
         """
         return self._pair(0).fileno()
 
