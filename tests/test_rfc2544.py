@@ -213,6 +213,7 @@ def test_ctrl_c_leaves_what_was_found_and_nothing_made_up(
         name for name, trial in begins.items() if trials > trial
     }
     assert (tmp_path / "report.md").read_text().startswith(page(found))
+    assert ("ended early: interrupted" in page(found)) == bool(found["interrupted"])
 
 
 def test_one_test_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,6 +221,15 @@ def test_one_test_alone(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--size", "60", "--time", "0.05", "--rate", "500", "--tests", "back-to-back")
     _, found, _ = run(capsys, port, port, *words)
     assert set(found["sizes"][0]) == {"size", "mix", "top_pps", "back_to_back"}
+
+
+def test_default_sizes_have_room_for_the_headers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rfc2544.Bench, "size", lambda *_: iter(()))
+    for frame, least in (("ipv4/udp", 60), ("ipv6/tcp", 92)):
+        _, found, _ = run(capsys, "sim:loopback", "sim:loopback", "--frame", frame)
+        assert [one["size"] for one in found["sizes"]] == [least, 124, 252, 508, 1020, 1276, 1514]
 
 
 def test_without_a_rate_the_program_is_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,6 +337,7 @@ def test_what_was_found_before_an_error_is_reported(
     assert found["error"].startswith("sim:loopback is gone: unplugged")
     assert "   128  1.00 % lost at the top\n" in err
     assert (tmp_path / "report.md").read_text().startswith(page(found))
+    assert "ended early: sim:loopback is gone" in page(found)
 
 
 @pytest.mark.parametrize(

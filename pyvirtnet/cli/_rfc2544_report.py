@@ -42,6 +42,8 @@ def page(results: Result) -> str:
         f"From {results['tx']} to {results['rx']}; {results['settings']}.",
         "",
     ]
+    if ended := "interrupted" if results.get("interrupted") else results.get("error"):
+        lines += [f"It ended early: {ended}.", ""]
     if any("throughput" in one for one in rows):
         lines += ["| size | frames a second | Gb/s | held back by |", "| --- | --- | --- | --- |"]
         lines += [

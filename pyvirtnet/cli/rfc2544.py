@@ -16,10 +16,10 @@ import pyvirtnet
 
 from ..errors import Error
 from ..port import Port
-from ._command import FAILED, OK, Parser, WrongUsage, mac, number, program, run, seconds, watchable
+from ._command import FAILED, OK, Parser, mac, number, program, run, seconds, watchable
 from ._live import Live
 from ._pktgen_frames import GRAMMAR, Template, build
-from ._pktgen_options import Mix, Rate, line, rate, sizes
+from ._pktgen_options import RFC2544, Mix, Rate, line, rate, sizes
 from ._pktgen_pace import Pace
 from ._pktgen_report import Report, Row
 from ._pktgen_sender import Stream
@@ -65,8 +65,8 @@ def parser() -> Parser:
     add("rx", metavar="RXPORT", help="where they come back; may be the same port")
     about = f"of {', '.join(TESTS)} (all)"
     add("--tests", type=_tests, default=list(TESTS), metavar="T,…", help=about)
-    about = "bytes of a frame, less check sequence (60 to 1514 in seven steps)"
-    add("--size", type=sizes, default=sizes("rfc2544"), metavar="N,…", help=about)
+    about = "bytes of a frame, less check sequence (60, or what fits, to 1514 in seven steps)"
+    add("--size", type=sizes, metavar="N,…", help=about)
     add("--time", type=seconds, default=2.0, metavar="S", help="of a trial (2; the RFC: 60)")
     add("--rate", type=rate, metavar="R", help="the highest (the line's, or the program's own)")
     add("--line", type=line, metavar="BITS", help="the line's rate: 10G (what the port says)")
@@ -112,7 +112,7 @@ def _measure(args: argparse.Namespace, stop: Stop, rows: list[dict[str, Any]]) -
         ports = {name: stack.enter_context(pyvirtnet.open(name)) for name in names}
         stack.enter_context(stop)
         bench = Bench(args, ports[args.tx], ports[args.rx], stop)
-        for mix in args.size:
+        for mix in bench.mixes:
             found: dict[str, Any] = {"size": round(mix.mean), "mix": mix.label}
             rows.append(found)
             try:
@@ -153,15 +153,15 @@ class Bench:
         self.stream = Stream(header, number=secrets.randbelow(1 << 16))
         self.live, self.report = Live(), Quiet(as_json=True, about={})
         self.speed: float | None = args.line or ((tx.link.speed or 0) * 1e6 or None)
-        for mix in args.size:
-            self._check(mix, Template(header).least)
+        frame = Template(header)
+        own = (max(size, frame.least) for size in RFC2544)
+        self.mixes: list[Mix] = args.size or [Mix.of(size) for size in dict.fromkeys(own)]
+        for mix in self.mixes:
+            self._check(mix, frame)
 
-    def _check(self, mix: Mix, least: int) -> None:
+    def _check(self, mix: Mix, frame: Template) -> None:
         """What would end the run at a later size is known before the first."""
-        if min(mix.sizes) < least:
-            what = f"cannot send {min(mix.sizes)} bytes"
-            why = f"headers and number of such a frame take {least}"
-            raise WrongUsage(what, why, f"--size {least} or more")
+        frame.check(mix.sizes)
         check_sizes(list(mix.sizes), self.tx, self.rx)
         if self.args.rate is not None:
             self.args.rate.pps(mix.mean, self.speed)
