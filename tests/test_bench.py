@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,7 +103,10 @@ def test_ctrl_c_ends_the_processes_too() -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            assert any("pair 1 of" in line for line in process.stderr), "it ended by itself"
+            said = ""
+            while "pair 1 of" not in said:
+                said += (line := process.stderr.readline())
+                assert line, f"it ended by itself: {said}"
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             assert len(children) == 2
             ends = [os.pidfd_open(int(pid)) for pid in children]
@@ -407,6 +411,29 @@ def test_missing_huge_pages_are_reserved_and_given_back(
     with _bench_testpmd.huge_pages(100):
         assert (tmp_path / "nr_hugepages").read_text() == "106"
     assert (tmp_path / "nr_hugepages").read_text() == "10"
+
+
+def test_two_benches_at_once_take_turns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first to end took the pages of the other one with it."""
+    monkeypatch.setattr(_bench_testpmd, "_HUGE", tmp_path)
+    huge(tmp_path, 10, 10)
+    inside: list[bool] = []
+
+    def second() -> None:
+        with _bench_testpmd.huge_pages(5):
+            inside.append(True)
+
+    thread = threading.Thread(target=second)
+    with _bench_testpmd.huge_pages(5):
+        thread.start()
+        said = ""
+        while "waiting" not in said:
+            said += capsys.readouterr().err
+        assert not inside
+    thread.join()
+    assert inside
 
 
 def test_huge_pages_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

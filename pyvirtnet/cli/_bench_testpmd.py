@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import select
@@ -31,6 +32,24 @@ _COUNTER = re.compile(r"\b([RT][xX]-(?:packets|bytes|pps)|RX-missed|TX-errors): 
 @contextmanager
 def huge_pages(needed: int = HUGE_PAGES) -> Iterator[None]:
     """At least `needed` free huge pages of 2 MiB; what had to be added goes afterwards."""
+    with _alone():
+        yield from _added(needed)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two at once would take each other's pages, and their figures would say nothing."""
+    _read("nr_hugepages")  # there is such a file
+    with open(_HUGE / "nr_hugepages") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("bench: waiting for the end of another one", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _added(needed: int) -> Iterator[None]:
     total, free = (_read(name) for name in ("nr_hugepages", "free_hugepages"))
     missing = max(0, needed - free)
     mend = f"as root: echo {total + missing} > {_HUGE}/nr_hugepages"
