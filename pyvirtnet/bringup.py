@@ -6,7 +6,6 @@ import secrets
 import struct
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from threading import RLock
 from typing import Any
 
@@ -64,6 +63,7 @@ class BringUp:
         self._care = RLock()  # of what resets the device: reset, close, a look at it
         self._control = Control(self.name, transport, self._care)
         self._queues: list[QueuePair] = []
+        self._left: list[PortMemory] = []  # to a device that would not be reset
         self._made: list[QueuePair] = []  # all there were; of those stopped, some are in a call
         self._format: dict[str, Any] = {}
         self._sizes: list[int] = []  # of the rings
@@ -105,11 +105,20 @@ class BringUp:
             self._control.start()
             self._start(bells)
         except Exception:
-            with suppress(Error):  # whatever that says, the first error is the one to report
+            try:
                 device.add_status(Status.FAILED)
                 device.reset()
+            except Error as error:  # the first one is the one to report
+                if device.may_write(error):
+                    self._leave_memory()
             raise
         self._down = None
+
+    def _leave_memory(self) -> None:
+        """The device may go on writing there until it has been reset (3.3.1)."""
+        if self._memory is not None and not self._transport.maps_files:
+            self._left.append(self._memory)
+        self._memory = None
 
     def _negotiate(self) -> None:
         """Steps 4 to 6: agree on features, and see that the device agrees too."""

@@ -18,7 +18,6 @@ from typing import NoReturn, Self, SupportsIndex
 from ._queue import QueuePair
 from .bringup import BringUp
 from .errors import DeviceGone, Error, FeatureMissing, PortClosed, QueueBusy
-from .memory import PortMemory
 from .negotiate import least_ring
 from .spec import Feature
 from .transport.base import Transport
@@ -48,7 +47,6 @@ class Life(BringUp):
         self._reconnect = inf if reconnect is True else float(reconnect)
         self._gone_at: float | None = None  # while a device is away that may come back
         self._next_try = 0.0
-        self._left: list[PortMemory] = []  # to a device that would not be reset
         self._closed = False
         self._changing = False  # reset() or a return of the device is under way
         self._close_wanted = False  # and close() was called in the middle of it
@@ -178,12 +176,6 @@ class Life(BringUp):
             self._changes.call()
         if isinstance(why, DeviceGone):
             self._transport.let_go(why)
-
-    def _leave_memory(self) -> None:
-        """The device may go on writing there until it has been reset (3.3.1)."""
-        if self._memory is not None:
-            self._left.append(self._memory)
-        self._memory = None
 
     def _look(self) -> None:
         """A queue idles. A device that has gone raises DeviceGone, or is waited for."""

@@ -264,11 +264,12 @@ def test_counters_add_up_at_every_step_of_a_reset(nic):
         seen.add(nic.port.stats.rx_frames)
         return look
 
+    before = sys.gettrace()
     sys.settrace(look)
     try:
         nic.port.reset()
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     assert seen == {5}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import struct
@@ -25,7 +26,8 @@ import pyvirtnet
 from pyvirtnet import DeviceBroken, DeviceGone, DeviceTimeout
 from pyvirtnet.dma import memory
 from pyvirtnet.transport import vhost_messages
-from pyvirtnet.transport.vhost_messages import Connection
+from pyvirtnet.transport.vhost_messages import Connection, Protocol
+from pyvirtnet.transport.vhost_table import MAX_REGIONS
 
 __all__ = ["path", "start"]  # fixtures
 
@@ -265,6 +267,54 @@ def test_who_is_not_talked_to_any_more_may_still_write(path, start, monkeypatch,
         start()
         port.reset()
         assert port._memory is before
+
+
+@pytest.fixture
+def collected_here():
+    """Collected in the back end's thread, memory would be told of to the one that is to hear it."""
+    gc.disable()
+    yield gc.collect
+    gc.enable()
+
+
+def test_resets_that_fail_leave_room_in_the_memory_table(path, start, monkeypatch, collected_here):
+    """Each took fresh memory, and the table has eight places."""
+    back_end = start()
+    with open_port(path) as port:
+        back_end.hooks[wire.SET_VRING_KICK] = lambda _: b""
+        with monkeypatch.context() as patch:
+            patch.setattr(vhost_messages, "ANSWER_SECONDS", 0.1)
+            for _ in range(MAX_REGIONS + 1):
+                with pytest.raises((DeviceTimeout, DeviceGone)):
+                    port.reset()
+                collected_here()
+        back_end.hooks.clear()
+        port.reset()
+        round_trip(port, 60, 9014)
+
+
+@pytest.mark.parametrize("protocol", [wire.EVERYTHING, wire.EVERYTHING & ~(1 << Protocol.STATUS)])
+@pytest.mark.parametrize("options", [{}, {"reconnect": True}])
+def test_one_that_stalls_as_rings_start_may_still_write(
+    path, start, monkeypatch, options, protocol
+):  # noqa: PLR0917
+    first = start()
+    with open_port(path, **options) as port:
+        before = port._memory
+        first.kill()
+        second = start(protocol=protocol)
+        second.hooks[wire.SET_VRING_KICK] = second.hooks[wire.GET_VRING_BASE] = lambda _: b""
+        with monkeypatch.context() as patch:
+            patch.setattr(vhost_messages, "ANSWER_SECONDS", 0.2)
+            if options:
+                until(lambda: port._memory is not before, lambda: port.recv_burst(1))
+            else:
+                with pytest.raises((DeviceTimeout, DeviceGone)):
+                    port.reset()
+        second.hooks.clear()
+        port.reset()
+        assert port._memory is not before
+        round_trip(port, 60, 9014)
 
 
 def test_a_late_answer_is_not_taken_for_another(path, start, impatient):

@@ -274,6 +274,44 @@ def test_nobody_waits_for_a_back_end_that_does_not_answer_yet(path, start, monke
         assert silent.requests().count(wire.GET_FEATURES) == 1
 
 
+@pytest.fixture
+def stuck(path):
+    """Takes the path of a back end that was killed, and accepts nobody, as a stopped process."""
+    with socket.socket(socket.AF_UNIX) as listener:
+
+        def listen():
+            listener.bind(path)
+            listener.listen()
+
+        yield listen
+
+
+def test_another_one_at_the_path_is_found_in_time(path, start, stuck, monkeypatch):
+    first = start()
+    with open_port(path, reconnect=True) as port:
+        first.kill()
+        stuck()
+        until(lambda: port._transport._coming, lambda: port.recv_burst(1))
+        os.unlink(path)
+        start()
+        with monkeypatch.context() as patch:
+            patch.setattr(port._transport._coming, "_due_at", 0.0)
+            until(lambda: port.info()["posted_pages"], lambda: port.recv_burst(1))
+        round_trip(port)
+
+
+def test_a_reset_asks_anew(path, start, stuck):
+    first = start()
+    with open_port(path, reconnect=True) as port:
+        first.kill()
+        stuck()
+        until(lambda: port._transport._coming, lambda: port.recv_burst(1))
+        os.unlink(path)
+        start()
+        port.reset()
+        round_trip(port)
+
+
 def test_one_that_never_answers_is_given_up_in_time(path, start):
     first = start()
     with open_port(path, reconnect=0.3) as port:

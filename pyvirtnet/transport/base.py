@@ -52,6 +52,7 @@ class Transport(ABC):
     ring_alignment: int = 0  # of the device area, for legacy devices (2.7.2)
     plain_header_bytes: int = 12  # of the virtio header without MRG_RXBUF (5.1.6)
     writable_mac: bool = False  # as legacy devices have it: `write_config` (5.1.4)
+    maps_files: bool = False  # it maps our memory's files itself, and keeps what we let go of
     max_pairs: int | None = None  # queue pairs, where no control queue switches them on
     start_index: int = 0  # where ring indices start; a back end that outlived us has its own
 

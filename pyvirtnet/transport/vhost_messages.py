@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from math import inf
 from threading import RLock
 
 from ..errors import DeviceBroken, DeviceGone, DeviceTimeout, Error
@@ -73,6 +74,7 @@ class Connection:
         self._lock = RLock()  # a signal handler may come to it in the thread that has it
         self._in_step = True  # no answer is outstanding
         self._asked: Request | None = None  # ahead of the call that takes the answer
+        self._due_at = inf
         # Of the thread that has the lock: an exchange is under way, or what is to be sent is made.
         self._talking = self._composing = False
         self._due: dict[Request, Composer] = {}
@@ -129,7 +131,12 @@ class Connection:
         """Send a question, the first of all; `ask` will find it sent."""
         with self._turn():
             self._exchange(request, _VERSION, b"", (), ())
-            self._asked = request
+            self._asked, self._due_at = request, time.monotonic() + ANSWER_SECONDS
+
+    @property
+    def overdue(self) -> bool:
+        """Has what was asked ahead not been answered in time?"""
+        return time.monotonic() > self._due_at
 
     def waits(self, seconds: float) -> bool:
         """Wait so long for what comes next, or for the end."""

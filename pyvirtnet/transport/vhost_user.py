@@ -59,6 +59,7 @@ class VhostUserTransport(Transport, dma.Mapper):
 
     default_ring_size = 256
     reconnects = True
+    maps_files = True
     no_control_queue = NO_CONTROL
 
     def __init__(self, address: str) -> None:
@@ -80,6 +81,8 @@ class VhostUserTransport(Transport, dma.Mapper):
 
     def _connect(self, seconds: float | None = None) -> Connection:
         """Who has not answered yet is asked no second time: the next call looks for the answer."""
+        if seconds is None or (self._coming is not None and self._coming.overdue):
+            self._forget_coming()
         link = self._coming or self._approach(self._meeting.wait if seconds is None else seconds)
         if seconds is not None and link.waits(seconds):
             raise link.silent()
@@ -138,6 +141,9 @@ class VhostUserTransport(Transport, dma.Mapper):
         return not self._link.hung_up
 
     def let_go(self, why: DeviceGone) -> None:
+        self._forget_coming()
+
+    def _forget_coming(self) -> None:
         link, self._coming = self._coming, None
         if link is not None:
             link.close()
