@@ -413,6 +413,17 @@ def test_missing_huge_pages_are_reserved_and_given_back(
     assert (tmp_path / "nr_hugepages").read_text() == "10"
 
 
+def test_huge_pages_that_others_take_at_once_are_reserved_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_bench_testpmd, "_HUGE", tmp_path)
+    huge(tmp_path, 0, 0)
+    monkeypatch.setattr(_bench_testpmd, "_reserve", lambda n: huge(tmp_path, n, max(0, n - 2)))
+    with _bench_testpmd.huge_pages(100):
+        assert (tmp_path / "free_hugepages").read_text() == "100"
+    assert (tmp_path / "nr_hugepages").read_text() == "0"
+
+
 def test_two_benches_at_once_take_turns(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ from pyvirtnet.cli._pktgen_pace import FREE, Pace
 from pyvirtnet.cli._pktgen_prebuilt import Plain
 from pyvirtnet.cli._pktgen_report import limit_of
 from pyvirtnet.cli._pktgen_sender import Player, Sender, Stream
+from pyvirtnet.dma import memory
 from pyvirtnet.errors import Error
 from pyvirtnet.pcap import Writer
 
@@ -433,6 +434,17 @@ def test_plain_headers_that_there_is_no_room_for_are_told(tool: Tool) -> None:
     words = ["--plain", "--frame", "ipv4/udp", "--vary", "src-port=0-65535", "--size", "9014"]
     assert tool("tx", "sim:loopback", *words, "--count", "1") == 0
     assert "9014 bytes: the first 7384 of 65536 headers are sent: --plain keeps 64 MiB" in tool.err
+
+
+def test_frames_made_beforehand_lie_in_few_pieces() -> None:
+    """A vhost-user back end sees no more than eight."""
+    with pyvirtnet.open("sim:cable/player/0") as port:
+        before = len(list(memory.regions()))
+        player = Player(port, [bytes(1514)] * 10000, 64)
+        assert len(list(memory.regions())) <= before + 1
+        assert player.send(64) == 64
+        mixed = Player(port, [bytes(65000), *[bytes(60)] * 2000], 64)
+        assert mixed.send(64) == 64
 
 
 def test_a_player_resends_what_is_still_on_its_way() -> None:

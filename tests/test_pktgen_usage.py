@@ -105,6 +105,13 @@ def test_rx_fails_where_fewer_frames_come_than_it_was_to_receive(tool: Tool, bus
     assert "nothing more arrives; gave up after 0.1 s" in tool.err
 
 
+def test_rx_fails_where_its_time_is_over_before_all_frames_came(tool: Tool, busy: Port) -> None:
+    sent(busy, list(range(6)))
+    assert tool("rx", "sim:loopback", "--count", "10", "--time", "0.2", "--json") == 1
+    assert (tool.row["received"], tool.figures["ok"]) == (6, False)
+    assert "not all of 10 frames came in that time" in tool.err
+
+
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A second passes between two looks at rx's clock: so many have passed."""

@@ -314,6 +314,9 @@ def test_what_cannot_be_sent_is_known_before_anything_is_measured(
     assert said in err
 
 
+GONE = ("sim:loopback is gone", "unplugged", "plug it in")
+
+
 def test_what_was_found_before_an_error_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -321,7 +324,7 @@ def test_what_was_found_before_an_error_is_reported(
 
     def loop(tx: object, rx: object, mix: Mix, stream: object, run: Run) -> Row:
         if mix.label == "128" and run.bounds.count:
-            raise DeviceGone("sim:loopback is gone", "unplugged", "plug it in")
+            raise DeviceGone(*GONE)
         return Row(sent=100, lost=1, corrupt=0, asked_pps=run.pace.pps)
 
     monkeypatch.setattr(rfc2544, "loop", loop)
@@ -338,6 +341,26 @@ def test_what_was_found_before_an_error_is_reported(
     assert "   128  1.00 % lost at the top\n" in err
     assert (tmp_path / "report.md").read_text().startswith(page(found))
     assert "ended early: sim:loopback is gone" in page(found)
+    (tmp_path / "report.md").unlink()
+    (tmp_path / "report.md").mkdir()
+    _, _, err = run(capsys, *ports, *words, "--report", str(tmp_path))
+    assert "cannot write" in err
+    assert "sim:loopback is gone: unplugged" in err
+
+
+def test_an_error_before_any_figure_leaves_an_earlier_report_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def loop(*_: object) -> Row:
+        raise DeviceGone(*GONE)
+
+    monkeypatch.setattr(rfc2544, "loop", loop)
+    (tmp_path / "report.md").write_text("precious")
+    words = ["--size", "60", "--rate", "1k", "--report", str(tmp_path), "--json"]
+    assert rfc2544.main(["sim:loopback", "sim:loopback", *words]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "pyvirtnet rfc2544: " + str(DeviceGone(*GONE)) + "\n")
+    assert (tmp_path / "report.md").read_text() == "precious"
 
 
 @pytest.mark.parametrize(

@@ -293,11 +293,12 @@ def test_resets_that_fail_leave_room_in_the_memory_table(path, start, monkeypatc
         round_trip(port, 60, 9014)
 
 
+@pytest.mark.usefixtures("collected_here")
 @pytest.mark.parametrize("protocol", [wire.EVERYTHING, wire.EVERYTHING & ~(1 << Protocol.STATUS)])
 @pytest.mark.parametrize("options", [{}, {"reconnect": True}])
 def test_one_that_stalls_as_rings_start_may_still_write(
     path, start, monkeypatch, options, protocol
-):  # noqa: PLR0917
+):
     first = start()
     with open_port(path, **options) as port:
         before = port._memory

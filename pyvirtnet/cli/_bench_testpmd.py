@@ -62,6 +62,8 @@ def _added(needed: int) -> Iterator[None]:
     except OSError as error:
         raise NoPermission("cannot reserve huge pages for DPDK", str(error), mend) from error
     try:
+        if (taken := needed - _read("free_hugepages")) > 0:  # at once, by other processes
+            _reserve(total + missing + taken)
         if _read("free_hugepages") < needed:
             why = f"{_read('free_hugepages')} of {needed} pages of 2 MiB are to be had"
             raise OutOfMemory("no huge pages for DPDK", why, f"free memory, then {mend}")

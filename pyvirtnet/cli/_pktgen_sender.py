@@ -107,8 +107,7 @@ class Player:
         self.sent = self.calls = self.full = 0
         # As often as fills bursts: many small ones are slower than one.
         repeated = list(frames) * max(1, burst // max(1, len(frames)))
-        groups = [repeated[at : at + burst] for at in range(0, len(repeated), burst)]
-        self._ring = deque(_laid_out(port, group) for group in groups)
+        self._ring = deque(_bursts(port, repeated, burst))
         self._rest = self._ring[0][:0]
 
     def send(self, most: int) -> int:
@@ -123,6 +122,15 @@ class Player:
         self._rest = self._rest[taken:]
         self.sent += taken
         return taken
+
+
+def _bursts(port: Port, frames: Sequence[bytes], burst: int) -> list[TxBurst]:
+    """In one piece, where that is no waste: a vhost-user back end sees no more than eight."""
+    starts = range(0, len(frames), burst)
+    if len(frames) * tx_stride(max(map(len, frames))) <= FRAMES_MEMORY:
+        whole = _laid_out(port, frames)
+        return [whole[at : at + burst] for at in starts]
+    return [_laid_out(port, frames[at : at + burst]) for at in starts]
 
 
 def _laid_out(port: Port, frames: Sequence[bytes]) -> TxBurst:

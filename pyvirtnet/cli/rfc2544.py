@@ -94,8 +94,9 @@ def _run(args: argparse.Namespace) -> int:
     try:
         _measure(args, stop, results["sizes"])
     except Error as error:
+        results["sizes"] = [*filter(_measured, results["sizes"])]
         if results["sizes"]:  # what was found until then stands
-            _deliver(args, results | {"interrupted": bool(stop.signal), "error": str(error)})
+            _deliver_with(error, args, results | {"interrupted": bool(stop.signal)})
         raise
     _deliver(args, results | {"interrupted": bool(stop.signal)})
     if stop.signal:
@@ -120,9 +121,22 @@ def _measure(args: argparse.Namespace, stop: Stop, rows: list[dict[str, Any]]) -
                     found[name] = value
             finally:
                 bench.live.clear()
-                print(figures(found), file=out, flush=True)
+                if _measured(found):
+                    print(figures(found), file=out, flush=True)
             if stop.signal:
                 break
+
+
+def _measured(found: dict[str, Any]) -> bool:
+    return not found.keys().isdisjoint(("throughput", "latency", "loss", "back_to_back"))
+
+
+def _deliver_with(error: Error, args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """`error` is raised afterwards, and not hidden by one of the report's."""
+    try:
+        _deliver(args, results | {"error": str(error)})
+    except Error as other:
+        print(other, file=sys.stderr)
 
 
 def _deliver(args: argparse.Namespace, results: dict[str, Any]) -> None:
