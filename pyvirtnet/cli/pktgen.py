@@ -162,7 +162,7 @@ def _receive(args: argparse.Namespace, port: Port, stop: Stop, report: Report) -
     patience = args.timeout or (inf if args.time else SILENCE)
     run = Run(Bounds(args.count, args.time, args.burst or 64, patience), stop, report)
     row = receive(port, run, args.latency)
-    if args.count and row.received + row.corrupt < args.count and not stop.signal:
+    if args.count and (row.received or 0) + (row.corrupt or 0) < args.count and not stop.signal:
         row.stalled = True
         why = f"nothing more arrives; gave up after {patience:g} s"
         report.note(why if run.stalled() else f"not all of {args.count} frames came in that time")
