@@ -6,6 +6,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,12 @@ from pyvirtnet._meter import Meter
 from pyvirtnet.cli._pktgen_frames import Template, build
 from pyvirtnet.cli._pktgen_options import Mix, rate, sizes, vary
 from pyvirtnet.cli._pktgen_pace import FREE, Pace
-from pyvirtnet.cli._pktgen_prebuilt import Plain
+from pyvirtnet.cli._pktgen_prebuilt import Plain, recorded
 from pyvirtnet.cli._pktgen_report import limit_of
 from pyvirtnet.cli._pktgen_sender import Player, Sender, Stream
 from pyvirtnet.dma import memory
 from pyvirtnet.errors import Error
-from pyvirtnet.pcap import Writer
+from pyvirtnet.pcap import Packet, Writer
 
 pytest_plugins = ["pktgen_fixtures"]
 
@@ -116,6 +117,30 @@ def test_what_scapy_built_is_sent(tool: Tool) -> None:
     assert (frame.dst, frame.vlan, frame[UDP].dport) == ("02:00:00:00:00:09", 9, 5)
     assert tool("tx", HERE, "--scapy", "Ether(", "--count", "1") == 2
     assert "SyntaxError" in tool.err
+
+
+@pytest.mark.parametrize("expression", ["IP()/UDP()", "60", "[Ether()]"])
+def test_what_scapy_made_must_be_a_frame(tool: Tool, expression: str) -> None:
+    """An IP packet's first bytes went out as addresses."""
+    assert tool("tx", HERE, "--scapy", expression, "--count", "1") == 2
+    assert "a frame begins with Ether" in tool.err
+
+
+def test_a_rate_counts_the_last_frames_interval(tool: Tool) -> None:
+    """Five frames at 50 a second took 80 ms and were told as 62 a second."""
+    for command in (("tx", "sim:loopback"), ("loop", HERE, THERE)):
+        assert tool(*command, "--count", "5", "--rate", "50", "--json") == 0
+        assert tool.row["seconds"] >= 0.1
+        assert tool.row["sent_pps"] <= 50.0
+        assert tool.row["pps"] <= 50.0
+
+
+def test_a_file_is_not_read_beyond_what_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = repeat(Packet(0, bytes(60), 60))
+    monkeypatch.setattr("pyvirtnet.cli._pktgen_prebuilt.Reader", lambda path: endless)
+    monkeypatch.setattr("pyvirtnet.cli._pktgen_sender.FRAMES_MEMORY", 1 << 20)
+    with pytest.raises(Error, match="they take more than 1 MiB"):
+        recorded("endless.pcap", 1514)
 
 
 # ---- fields that vary --------------------------------------------------------------------------

@@ -141,7 +141,11 @@ def from_scapy(expression: str) -> bytes:
         what = "cannot make a frame of scapy's"
         raise LibraryMissing(what, str(error), "pip install scapy") from None
     try:
-        frame = bytes(eval(expression, vars(scapy)))
+        names = vars(scapy)
+        made = eval(expression, names)
+        if not isinstance(made, (bytes, names["Ether"], names["Dot3"], names["Raw"])):
+            raise TypeError(f"it is {type(made).__name__}, and a frame begins with Ether")
+        frame = bytes(made)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         mend = "such as 'Ether()/IP(dst=\"192.0.2.2\")/UDP(dport=9)'"

@@ -12,7 +12,7 @@ from ..pcap import Reader
 from ..spec import MIN_FRAME
 from ._pktgen_frames import Template
 from ._pktgen_options import MAX_VALUES, Mix, Vary, flows
-from ._pktgen_sender import FRAMES_MEMORY
+from ._pktgen_sender import FRAMES_MEMORY, check_memory
 
 PLAIN_TYPE = 0x88B6  # IEEE 802's second one for local experiments: rx expects probes of the first
 
@@ -89,14 +89,20 @@ class Recorded:
 def recorded(path: str, longest: int) -> Recorded:
     """Raises Error for what cannot be read, or holds no frame that can be sent."""
     reader = Reader(path)
+    contents: list[bytes] = []
+    octets = unfit = cut = 0
     try:
-        packets = list(reader)
+        for packet in reader:
+            if not MIN_FRAME <= len(packet.data) <= longest:
+                unfit += 1
+                continue
+            octets += len(packet.data)
+            check_memory(octets)
+            cut += packet.length > len(packet.data)
+            contents.append(packet.data)
     except OSError as error:
         raise Error(f"cannot read {path}", str(error.strerror or error), f"ls -l {path}") from None
-    fits = [one for one in packets if MIN_FRAME <= len(one.data) <= longest]
-    if not fits:
-        why = f"of its {len(packets)} frames none has {MIN_FRAME} to {longest} bytes"
+    if not contents:
+        why = f"of its {unfit} frames none has {MIN_FRAME} to {longest} bytes"
         raise Error(f"nothing of {path} can be sent", why, "choose another file")
-    cut = sum(one.length > len(one.data) for one in fits)
-    contents = [one.data for one in fits]
-    return Recorded(contents, len(packets) - len(fits), cut, reader.truncated)
+    return Recorded(contents, unfit, cut, reader.truncated)

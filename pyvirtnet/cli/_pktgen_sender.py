@@ -38,6 +38,13 @@ class Stream:
         return self.number * STREAM + self.next
 
 
+def check_memory(octets: int) -> None:
+    """Raises Error for more than prebuilt frames may have."""
+    if octets > FRAMES_MEMORY:
+        why = f"they take more than {FRAMES_MEMORY >> 20} MiB"
+        raise Error("cannot hold all frames", why, "pyvirtnet replay sends any number")
+
+
 def send_room(port: Port, size: int) -> int:
     """Frames that are worth having in flight: what the ring takes, within SEND_MEMORY."""
     entries: int = port.info()["ring_sizes"][1]
@@ -100,9 +107,7 @@ class Player:
     """Sends frames as they are, round and round; nothing is written once they are laid out."""
 
     def __init__(self, port: Port, frames: Sequence[bytes], burst: int) -> None:
-        if sum(map(len, frames)) > FRAMES_MEMORY:
-            why = f"they take more than {FRAMES_MEMORY >> 20} MiB"
-            raise Error("cannot hold all frames", why, "pyvirtnet replay sends any number")
+        check_memory(sum(map(len, frames)))
         self.port = port
         self.sent = self.calls = self.full = 0
         # As often as fills bursts: many small ones are slower than one.

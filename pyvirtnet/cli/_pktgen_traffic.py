@@ -105,6 +105,10 @@ class Run:
         if progress:
             self.moved = self.now
 
+    def lasted(self, end: float, sent: int) -> float:
+        """Seconds until `end`; at a rate the last frame's interval is one of them as well."""
+        return max(end - self.started, sent / self.pace.pps if self.pace.pps else 0.0)
+
     def sending(self, done: int) -> bool:
         """Whether the bounds leave more to do."""
         count, seconds = self.bounds.count, self.bounds.seconds
@@ -155,12 +159,11 @@ def send(port: Port, mix: Mix, source: Stream | list[bytes], run: Run) -> Row:
             time.sleep(pause)
         run.tick(sent or room <= 0)
         run.live(sender.sent, None)
-    sending = run.now - run.started
+    sending = run.lasted(run.now, sender.sent)
     while port.tx_pending and not run.stalled():
         run.tick(port.reclaim())
-    row = Row(
-        size=round(mix.mean), mix=mix.label, sent=sender.sent, seconds=run.moved - run.started
-    )
+    seconds = run.lasted(run.moved, sender.sent)
+    row = Row(size=round(mix.mean), mix=mix.label, sent=sender.sent, seconds=seconds)
     row.tx = change(port.stats, before, "tx_")
     row.rate(sender.sent, row.tx["tx_bytes"])
     _paced(row, run, sender, sending)
@@ -213,14 +216,13 @@ def loop(tx: Port, rx: Port, mix: Mix, stream: Stream, run: Run) -> Row:
         wait = 0.0 if sent else WAIT if free else run.pause(sender.sent)
         run.tick(take(rx, meter, run.bounds.burst, wait) + sent or due <= 0)
         run.live(sender.sent, meter)
-    sending = run.now - run.started
+    sending = run.lasted(run.now, sender.sent)
     if not free:
         run.bounds = Bounds(None, None, run.bounds.burst, min(SETTLING, run.bounds.patience))
     while meter.lost(sender.sent) and not run.stalled():
         run.tick(take(rx, meter, run.bounds.burst, WAIT))
-    row = Row(
-        size=round(mix.mean), mix=mix.label, sent=sender.sent, seconds=run.moved - run.started
-    )
+    seconds = run.lasted(run.moved, sender.sent)
+    row = Row(size=round(mix.mean), mix=mix.label, sent=sender.sent, seconds=seconds)
     count(row, meter, rx, before[1])
     row.lost, row.tx = meter.lost(sender.sent), change(tx.stats, before[0], "tx_")
     latency(row, meter)
