@@ -110,7 +110,10 @@ class Life(BringUp):
 
     def close(self) -> None:
         """Reset the device, then let go of it. Live views stay readable. May be called twice."""
-        why = PortClosed(f"{self.name} is closed", "the port was closed", "open the port again")
+        self._end("the port was closed", "open the port again")
+
+    def _end(self, cause: str, mend: str) -> None:
+        why = PortClosed(f"{self.name} is closed", cause, mend)
         with self._care:
             if self._closed:
                 return
@@ -155,8 +158,9 @@ class Life(BringUp):
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
+        if not getattr(self, "_closed", True):  # its methods, bound, may be kept without it
+            mend = "keep the port itself: with pyvirtnet.open(...) as port"
+            self._end("nobody had the port any more", mend)
 
     def _take_down(self, why: Error) -> None:
         """Reset first; only then does what the device held go back to its holders (2.4)."""

@@ -13,6 +13,7 @@ from later import Later
 from nic import Nic, frame, frames, run_python
 
 from pyvirtnet import PortClosed, QueueBusy
+from pyvirtnet import open as open_port
 
 SENT = [frame(60, 1), frame(9014, 2), frame(128, 3), frame(5000, 4)]
 NOISE = [frame(size, 500 + i) for i, size in enumerate((65535, 60, 4085, 128, 9014))]
@@ -140,6 +141,11 @@ def test_what_a_transmit_holds_outlives_the_burst(make_nic):
     assert nic.held_pages == 5
     churn(nic, 10)
     assert nic.transmitted() == SENT
+
+
+def test_a_method_of_a_forgotten_port_says_what_to_keep():
+    with pytest.raises(PortClosed, match=r"nobody had the port any more\n.*keep the port itself"):
+        open_port("sim:loopback").recv_burst(1)
 
 
 @pytest.mark.rule("BAS-042")
