@@ -2,6 +2,7 @@
 
 cimport cython
 
+from libc.math cimport ceil
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -61,7 +62,7 @@ cdef class Histogram:
             raise ValueError(f"{percent} is not a percentage")
         if self.count == 0:
             return 0
-        wanted = max(1, <uint64_t>(percent / 100 * <double>self.count + 0.5))
+        wanted = max(1, <uint64_t>ceil(percent * <double>self.count / 100 - 1e-6))
         for i in range(BUCKETS - 1):
             seen += self.buckets[i]
             if seen >= wanted:

@@ -76,11 +76,7 @@ class Life(BringUp):
     def _restart(self, queue: QueuePair, size: int | None) -> None:
         """Reset one pair's rings, and only then let go of what the device held (2.6.1)."""
         if Feature.RING_RESET not in self._features.negotiated:
-            raise FeatureMissing(
-                f"no queue of {self.name} can be reset alone",
-                "the device does not offer RING_RESET",
-                "QEMU 7.2 and later: queue_reset=on; port.reset() starts all of them anew",
-            )
+            raise self._no_ring_reset()
         rings, mend = (2 * queue.index, 2 * queue.index + 1), "call it again"
         why = PortClosed(f"{self.name} is closed", "a queue pair is being reset", mend)
         with self._care, self._change():
@@ -107,6 +103,14 @@ class Life(BringUp):
                 self._take_down(error if isinstance(error, Error) else why)
                 raise
             self._control.restore(rings)
+
+    def _no_ring_reset(self) -> FeatureMissing:
+        why = "the device does not offer RING_RESET"
+        mend = "QEMU 7.2 and later: queue_reset=on; port.reset() starts all of them anew"
+        if Feature.RING_RESET in self._features.offered:
+            why = "RING_RESET is offered, and was not asked for"
+            mend = "leave -ring_reset out of features="
+        return FeatureMissing(f"no queue of {self.name} can be reset alone", why, mend)
 
     def close(self) -> None:
         """Reset the device, then let go of it. Live views stay readable. May be called twice."""

@@ -402,6 +402,7 @@ def test_missing_huge_pages_are_reserved_and_given_back(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(_bench_testpmd, "_HUGE", tmp_path)
+    monkeypatch.setattr(_bench_testpmd, "_program", str)
     huge(tmp_path, 10, 4)
 
     def reserve(pages: int) -> None:
@@ -417,10 +418,23 @@ def test_huge_pages_that_others_take_at_once_are_reserved_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(_bench_testpmd, "_HUGE", tmp_path)
+    monkeypatch.setattr(_bench_testpmd, "_program", str)
     huge(tmp_path, 0, 0)
     monkeypatch.setattr(_bench_testpmd, "_reserve", lambda n: huge(tmp_path, n, max(0, n - 2)))
     with _bench_testpmd.huge_pages(100):
         assert (tmp_path / "free_hugepages").read_text() == "100"
+    assert (tmp_path / "nr_hugepages").read_text() == "0"
+
+
+def test_no_huge_pages_are_reserved_for_a_dpdk_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_bench_testpmd, "_HUGE", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    huge(tmp_path, 0, 0)
+    with pytest.raises(pyvirtnet.NoSuchDevice, match="it is not installed"):
+        with _bench_testpmd.huge_pages(100):
+            pytest.fail("there is no DPDK")
     assert (tmp_path / "nr_hugepages").read_text() == "0"
 
 
@@ -429,6 +443,7 @@ def test_two_benches_at_once_take_turns(
 ) -> None:
     """The first to end took the pages of the other one with it."""
     monkeypatch.setattr(_bench_testpmd, "_HUGE", tmp_path)
+    monkeypatch.setattr(_bench_testpmd, "_program", str)
     huge(tmp_path, 10, 10)
     inside: list[bool] = []
 
@@ -449,6 +464,7 @@ def test_two_benches_at_once_take_turns(
 
 def test_huge_pages_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_bench_testpmd, "_HUGE", tmp_path)
+    monkeypatch.setattr(_bench_testpmd, "_program", str)
     huge(tmp_path, 10, 4)
     with pytest.raises(pyvirtnet.OutOfMemory, match="4 of 100 pages"):
         with _bench_testpmd.huge_pages(100):
@@ -458,6 +474,7 @@ def test_huge_pages_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_a_kernel_without_huge_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_bench_testpmd, "_HUGE", tmp_path)
+    monkeypatch.setattr(_bench_testpmd, "_program", str)
     with pytest.raises(pyvirtnet.OutOfMemory, match="HUGETLBFS"):
         with _bench_testpmd.huge_pages(1):
             pytest.fail("there are none")

@@ -184,6 +184,14 @@ def test_status_tells_ready_in_use_and_idle(machine: Machine) -> None:
     assert "in use: eth1 has the address 10.0.0.1" in table
 
 
+def test_errors_name_the_command_as_the_user_does_in_json_too(machine: Machine) -> None:
+    machine.addresses = [("eth1", "10.0.0.1")]
+    code, out, err = said(machine, NIC, "--json")
+    assert code == 1
+    assert json.loads(out)["error"].replace("\n", " ") in err.replace("\n", " ")
+    assert "pyvirtnet bind" in json.loads(out)["error"]
+
+
 def test_status_says_when_there_is_no_iommu(machine: Machine) -> None:
     (machine.sys / "class/iommu/dmar0").rmdir()
     out = said(machine, "status")[1]

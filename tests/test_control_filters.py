@@ -28,6 +28,14 @@ def test_modes(port, unit, mode):
     assert unit.commands == [(0, MODES.index(mode), bytes([on])) for on in (1, 0, 1)]
 
 
+def test_a_mode_cannot_be_given_back_to_the_device(port, unit):
+    """None, which an unset mode reads as, was sent as off."""
+    for mode in MODES:
+        with pytest.raises(TypeError, match="True or False"):
+            setattr(port, mode, None)
+    assert unit.commands == []
+
+
 def test_a_filtered_frame_arrives_after_the_change(nic, port):
     port.promiscuous = False
     assert not arrives(nic, to(OTHER))

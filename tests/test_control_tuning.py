@@ -38,6 +38,8 @@ def test_rss(port, unit):
     key = bytes(range(40))
     wanted = Rss([0] * 128, HashType.IPV4 | HashType.TCPV4, key)
     port.rss = wanted
+    with pytest.raises(TypeError, match=r"takes a pyvirtnet\.Rss, not None"):
+        port.rss = None
     assert port.rss == wanted
     assert unit.rss == b"\3\0\0\0" + b"\x7f\0" + b"\0\0" + bytes(256) + b"\1\0" + b"\x28" + key
     port.rss = Rss()

@@ -40,6 +40,13 @@ def test_small_values_are_exact() -> None:
     assert made.percentile(50) == 63
 
 
+def test_a_percentile_is_never_exceeded_by_more_than_it_says() -> None:
+    """Of 16 values, 90 % was answered by one that two exceed."""
+    made = of(range(1, 17))
+    for percent in range(1, 101):
+        assert made.percentile(percent) == -(-percent * 16 // 100), percent
+
+
 @pytest.mark.parametrize("exponent", range(7, 40))
 def test_buckets_join_without_gap(exponent: int) -> None:
     edge = 1 << exponent

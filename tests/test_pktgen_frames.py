@@ -126,6 +126,23 @@ def test_what_scapy_made_must_be_a_frame(tool: Tool, expression: str) -> None:
     assert "a frame begins with Ether" in tool.err
 
 
+@pytest.mark.parametrize(
+    ("layers", "culprit"),
+    [("ARP()", "ARP"), ("IPv6()/IPv6ExtHdrHopByHop()/UDP()", "UDP"), ("IP()/GRE()/IP()", "IP"),
+     ("IP()/UDP()/DNS()", "DNS"), ("IP(proto=17)/b'abc'", "IP")],
+)  # fmt: skip
+def test_headers_that_no_probe_can_follow_are_refused(
+    tool: Tool, layers: str, culprit: str
+) -> None:
+    """They were left out of the frame, which still announced them."""
+    words = ("--dry-run", "1", "--scapy")
+    assert tool("tx", HERE, *words, f"Ether(dst='02:00:00:00:00:09')/{layers}") == 2
+    assert f"{culprit} is none of the headers" in tool.err
+    for fine in ("Dot1Q()/IP(options=[IPOption_NOP()])/TCP(options=[('MSS', 9)])", "IP()/ICMP()",
+                 "IPv6()/UDP()/b'abc'", "IP()"):  # fmt: skip
+        assert tool("tx", HERE, *words, f"Ether(dst='02:00:00:00:00:09')/{fine}") == 0, fine
+
+
 def test_a_rate_counts_the_last_frames_interval(tool: Tool) -> None:
     """Five frames at 50 a second took 80 ms and were told as 62 a second."""
     for command in (("tx", "sim:loopback"), ("loop", HERE, THERE)):

@@ -61,6 +61,12 @@ def test_a_port_needs_a_page(pages):
         pyvirtnet.open("sim:loopback", pages=pages)
 
 
+@pytest.mark.parametrize("option", ["x=on", "noiommu=on&iommufd=on", "noiommu"])
+def test_options_that_a_pci_address_has_not(option):
+    with pytest.raises(pyvirtnet.NoSuchDevice, match=r"no option .*\n.*?noiommu=on"):
+        pyvirtnet.open(f"0000:00:04.0?{option}")
+
+
 @pytest.mark.parametrize("pages", [1 << 31, 1 << 40])
 def test_more_pages_than_there_are(pages):
     with pytest.raises((OutOfMemory, OverflowError)):

@@ -132,6 +132,13 @@ def test_a_device_without_it_says_so(make_nic):
     works(nic)
 
 
+def test_one_that_was_declined_is_not_said_to_be_missing(make_nic):
+    nic = make_nic(offered=PLAIN | mask("ring_reset"), features=["-ring_reset"])
+    with pytest.raises(FeatureMissing, match="RING_RESET is offered, and was not asked for"):
+        nic.port.queues[0].reset()
+    works(nic)
+
+
 def test_other_pairs_go_on(make_nic):
     nic = make_nic(**PAIRS)
     first, second = nic.port.queues

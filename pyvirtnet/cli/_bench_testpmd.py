@@ -32,8 +32,18 @@ _COUNTER = re.compile(r"\b([RT][xX]-(?:packets|bytes|pps)|RX-missed|TX-errors): 
 @contextmanager
 def huge_pages(needed: int = HUGE_PAGES) -> Iterator[None]:
     """At least `needed` free huge pages of 2 MiB; what had to be added goes afterwards."""
+    _program()  # whom they are for
     with _alone():
         yield from _added(needed)
+
+
+def _program() -> str:
+    program = shutil.which("dpdk-testpmd")
+    if program is None:
+        raise NoSuchDevice(
+            "cannot run dpdk-testpmd", "it is not installed", "apt-get install dpdk-dev"
+        )
+    return program
 
 
 @contextmanager
@@ -123,11 +133,7 @@ class Testpmd:
 
         Without huge pages it is slower, needs no privileges, and can only be the device.
         """
-        program = shutil.which("dpdk-testpmd")
-        if program is None:
-            raise NoSuchDevice(
-                "cannot run dpdk-testpmd", "it is not installed", "apt-get install dpdk-dev"
-            )
+        program = _program()
         pages = ["--in-memory", "--single-file-segments"] if huge else ["--no-huge", "--no-shconf"]
         # neither leaves files behind; pdeathsig: it must not outlive this process
         # stdbuf: answers must come before the prompt that ends them

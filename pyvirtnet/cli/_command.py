@@ -64,13 +64,18 @@ def status_of(error: errors.Error) -> int:
     return ENVIRONMENT if isinstance(error, _LACKING) else FAILED
 
 
+def text(error: errors.Error) -> str:
+    """What an error says, with commands named as the user calls them."""
+    return str(error).replace("tools/", program(""))
+
+
 def run(name: str, work: Callable[[], int]) -> int:
     """The exit status of a command that ends in a number, an error, Ctrl-C or a full disk."""
     open_closed()
     try:
         status = work()
     except errors.Error as error:
-        print(f"{program(name)}: {str(error).replace('tools/', program(''))}", file=sys.stderr)
+        print(f"{program(name)}: {text(error)}", file=sys.stderr)
         status = status_of(error)
     except KeyboardInterrupt:
         status = INTERRUPTED

@@ -145,12 +145,24 @@ def from_scapy(expression: str) -> bytes:
         made = eval(expression, names)
         if not isinstance(made, (bytes, names["Ether"], names["Dot3"], names["Raw"])):
             raise TypeError(f"it is {type(made).__name__}, and a frame begins with Ether")
-        frame = bytes(made)
+        frame, last = bytes(made), made
+        while not isinstance(last, bytes) and not _ends(last.payload, names):
+            last = last.payload
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         mend = "such as 'Ether()/IP(dst=\"192.0.2.2\")/UDP(dport=9)'"
         raise WrongUsage(f"no frame {expression!r}", why, mend) from None
-    return frame[: payload_at(frame)]
+    at = payload_at(frame)
+    if not isinstance(last, bytes) and at != len(frame) - len(last.payload):
+        why = f"{last.name} is none of the headers that a payload of ours can follow"
+        mend = "Ether, Dot1Q, IP, IPv6, UDP, TCP, ICMP; other frames from a file: --pcap"
+        raise WrongUsage(f"no frame {expression!r}", why, mend)
+    return frame[:at]
+
+
+def _ends(payload: Any, names: dict[str, Any]) -> bool:
+    """Whether the headers do: what follows is replaced."""
+    return isinstance(payload, (names["NoPayload"], names["Raw"], names["Padding"]))
 
 
 class Template:

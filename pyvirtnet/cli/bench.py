@@ -28,7 +28,10 @@ RUNS = {  # of `all`: the name of the result, and how it comes about
     "vm": ["vm"],
     "papers": ["papers"],
 }
-_EPILOG = "exit status: 0 measured, 1 an error or unequal work, 2 wrong usage, 130 Ctrl-C"
+_EPILOG = (
+    "exit status: 0 measured, 1 an error or unequal work, 2 wrong usage, "
+    "3 this machine lacks something, 130 Ctrl-C, 143 SIGTERM"
+)
 _ALL = "every judge with its defaults; results go to docs/benchmarks/"
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from ..bind import IOMMU_MEND, VFIO_PCI, Host, Nic, Owner, bind, restore, status
 from ..errors import Error
-from ._command import OK, Parser, program, run
+from ._command import OK, Parser, program, run, text
 
 _COMMANDS = ("status", "bind", "restore")
 _HEADINGS = ("BDF", "ID", "DRIVER", "INTERFACE", "LINK", "GROUP", "NODE", "OWNER", "STATE")
@@ -64,7 +64,7 @@ def _do(args: argparse.Namespace, host: Host) -> int:
             restore(args.nics, dry_run=args.dry_run, host=host, say=say)
     except Error as error:
         if args.json:
-            print(json.dumps({"ok": False, "said": lines, "error": str(error)}))
+            print(json.dumps({"ok": False, "said": lines, "error": text(error)}))
         raise
     if args.json:
         print(json.dumps({"ok": True, "said": lines}))

@@ -53,6 +53,8 @@ def _mode(command: Command, text: str) -> property:
         return value
 
     def put(self: Filters, on: bool) -> None:
+        if on is None:
+            raise TypeError("a receive mode is True or False: a device is told no third thing")
         self._control.set(command, command, bytes([bool(on)]), bool(on))
 
     return property(get, put, doc=f"{text} None until it is set: the device's own choice.")

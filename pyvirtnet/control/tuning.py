@@ -38,6 +38,8 @@ class Tuning:
     @rss.setter
     def rss(self, value: Rss) -> None:
         command = Command.RSS_CONFIG
+        if not isinstance(value, Rss):
+            raise TypeError(f"rss takes a pyvirtnet.Rss, not {value!r}")
         self._control.require(command)
         data = value.encode(self.rss_limits, self._control.pairs)
         self._control.set(command, command, data, value)

@@ -33,7 +33,9 @@ class TapDevice(NetDevice):
         self.dropped = 0
         self._tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            ioctl(self._tap, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP | _NO_HEADER))
+            ioctl(
+                self._tap, _TUNSETIFF, struct.pack("16sH22x", os.fsencode(name), _TAP | _NO_HEADER)
+            )
         except BaseException:
             os.close(self._tap)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import NoSuchDevice
 from .base import Transport
 
 
@@ -28,7 +29,11 @@ def open_transport(address: str, *, noiommu: bool = False) -> Transport:
         return VhostUserTransport(address.removeprefix("vhost-user:"))
     bdf, _, option = address.partition("?")
     if option not in ("", "noiommu=on", "iommufd=on"):
-        raise ValueError(f"{address}: a PCI address has the options noiommu=on and iommufd=on")
+        raise NoSuchDevice(
+            f"no port {address!r}",
+            f"a PCI address has no option {option!r}",
+            f"{bdf}, {bdf}?noiommu=on or {bdf}?iommufd=on",
+        )
     return _open_pci(bdf, noiommu=noiommu or option == "noiommu=on", iommufd=option == "iommufd=on")
 
 

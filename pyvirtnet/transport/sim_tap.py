@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ..errors import DeviceBusy, Error, NoPermission, NoSuchDevice
@@ -32,7 +33,7 @@ def open_sim_tap(address: str) -> SimTransport:
     """`sim:tap/NAME`: an interface, made if it is not there; options as with `open_sim`."""
     path, _, query = address.partition("?")
     name = path.removeprefix("sim:tap/")
-    if not 0 < len(name.encode()) <= _LONGEST or "/" in name:
+    if not 0 < len(os.fsencode(name)) <= _LONGEST or "/" in name:
         why = f"an interface's name has 1 to {_LONGEST} bytes"
         raise NoSuchDevice(f"no simulator {address!r}", why, "sim:tap/tap0")
     options: dict[str, Any] = parse_options(address, query)
