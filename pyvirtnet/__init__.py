@@ -113,7 +113,10 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(_LATER[name], __name__), name)
     except ModuleNotFoundError as error:
         if str(error.name).startswith(__name__):
-            error.add_note("This folder has the source, unbuilt: start Python in another one.")
+            error.add_note(
+                "This folder has the source, unbuilt: take .venv/bin/python, which tools/* make, "
+                "or start Python in another folder."
+            )
         raise
     globals()[name] = value
     return value

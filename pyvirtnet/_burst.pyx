@@ -251,7 +251,8 @@ cdef class TxBurst(Burst):
     """Frames laid out in DMA memory by `alloc_burst`, to be filled and sent, as often as you like.
 
     The device reads the memory from `send_burst` on until it is done: what is written meanwhile
-    may or may not be in the frame. `tx_pending` or `reclaim()` of the port tell when it is done.
+    may or may not be in the frame. `tx_pending` or `reclaim()` of the queue pair that sent it tell
+    when it is done.
     """
 
     @property

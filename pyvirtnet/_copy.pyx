@@ -30,7 +30,7 @@ cdef object as_bytes(item, Py_ssize_t i):
         view = memoryview(item)
     except TypeError:
         raise TypeError(f"frame {i} is a {type(item).__name__}; frames are bytes-likes, tuples of "
-                        "bytes-likes, or frames of a burst") from None
+                        "bytes-likes, or frames of a burst; bytes(packet) for scapy's") from None
     return item if view.c_contiguous else view.tobytes()
 
 

@@ -11,5 +11,5 @@ from ._burst import RxBurst, TxBurst
 def answer_pings(
     burst: RxBurst | TxBurst,
     mac: bytes,
-    addresses: Iterable[str | IPv4Address | IPv6Address] | None = None,
+    addresses: str | Iterable[str | IPv4Address | IPv6Address] | None = None,
 ) -> NDArray[np.bool_]: ...

@@ -62,12 +62,14 @@ def answer_pings(Burst burst not None, mac, addresses=None):
     `burst[answer_pings(burst, port.mac)]` is what to send back.
 
     mac         six bytes; frames for other stations are left alone
-    addresses   IPv4 and IPv6 addresses that are ours; left out: whichever is asked for
+    addresses   IPv4 and IPv6 addresses that are ours, or one; left out: whichever is asked for
 
     Left alone are fragments, requests whose lengths do not fit, and who asks whether an address is
     free, by an ARP probe or for duplicate address detection: it would never find one.
     Raises ValueError for what is no address.
     """
+    if isinstance(mac, str):
+        raise TypeError(f"mac is six bytes, such as port.mac, not {mac!r}")
     cdef bytes own = bytes(mac)
     cdef bytes v4 = b"", v6 = b""
     cdef Station station
@@ -78,6 +80,8 @@ def answer_pings(Burst burst not None, mac, addresses=None):
     cdef uint8_t *answered = <uint8_t *>cnp.PyArray_DATA(answers)
     if len(own) != 6:
         raise ValueError(f"a MAC address has six bytes, not {len(own)}")
+    if isinstance(addresses, str):
+        addresses = (addresses,)
     for one in map(ipaddress.ip_address, () if addresses is None else addresses):
         v4, v6 = (v4 + one.packed, v6) if one.version == 4 else (v4, v6 + one.packed)
     station.mac, station.any = own, addresses is None

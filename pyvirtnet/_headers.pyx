@@ -54,8 +54,8 @@ def swap_flows(Burst burst not None):
     """Turn every frame round: MAC addresses, IPv4 or IPv6 addresses, TCP, UDP or SCTP ports.
 
     Up to two VLAN tags are stepped over. Checksums stay right: they do not depend on the order.
-    Frames that are not IP have their MAC addresses swapped; other protocols, and fragments but the
-    first, keep what stands in place of ports.
+    Frames that are not IP have their MAC addresses swapped; other protocols, fragments but the
+    first, and IPv6 with extension headers keep what stands in place of ports.
     Returns how many frames had their ports swapped.
     """
     cdef uint32_t ports

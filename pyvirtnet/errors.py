@@ -1,7 +1,11 @@
 """Every error a user can meet: what failed, why, and the command or setting that mends it."""
 
 import errno
+from pathlib import Path
 from typing import Self
+
+# Errors name commands as they are in a clone; where there is none, there is `pyvirtnet`.
+_COMMANDS = "tools/" if (Path(__file__).parents[1] / "tools/bind").exists() else "pyvirtnet "
 
 
 class Error(Exception):
@@ -11,6 +15,7 @@ class Error(Exception):
     """
 
     def __init__(self, what: str, why: str = "", mend: str = "") -> None:
+        mend = mend.replace("tools/", _COMMANDS)
         self.what, self.why, self.mend = what, why, mend
         text = f"{what}: {why}" if why else what
         super().__init__(f"{text}\n  mend: {mend}" if mend else text)

@@ -39,7 +39,8 @@ def open(
 
     ring_size   entries of each ring, a power of two; the device's own size if not given
     pages       pages of 4096 bytes, of each queue pair, for what is received and for copies of
-                longer frames that are sent; 3 a ring entry if not given
+                longer frames that are sent; 3 a ring entry if not given. The receive ring takes as
+                many as it has entries: with no more than that, no copy over 128 bytes is sent
     features    switches such as "-mrg_rxbuf" for a feature that is not to be used
     offloads    leave checksums and segmentation to the device, as `burst.offload` says, and take
                 frames whose checksums are not made yet, of up to 64 KiB; what of it the device can
@@ -50,6 +51,8 @@ def open(
                 write all of the machine's memory; "0000:00:04.0?noiommu=on" says the same
     queue_pairs receive and transmit queues, each with rings and pages of its own: `port.queues`
     """
+    if isinstance(features, str):
+        raise TypeError(f"features takes a list of switches: [{features!r}]")
     wanted = parse([*(feature.name for feature in OFFLOADS if offloads), *features])
     transport = open_transport(address, noiommu=noiommu)
     try:
@@ -95,8 +98,8 @@ class Port(Life, Awaited, Filters, Tuning, Events):
     def recv_burst(self, n: int, *, timeout: float | None = 0.0) -> RxBurst:
         """Up to `n` received frames; empty when none came within `timeout` seconds.
 
-        0 polls, None waits for ever; Ctrl-C ends a wait. Raises DeviceBroken, PortClosed,
-        QueueBusy, and ValueError for n < 1.
+        0 polls, None waits for ever; Ctrl-C ends a wait. Raises DeviceBroken, DeviceGone,
+        PortClosed, QueueBusy, and ValueError for n < 1.
         """
         return self._pair(0).recv_burst(n, timeout=timeout)
 
@@ -105,7 +108,7 @@ class Port(Life, Awaited, Filters, Tuning, Events):
 
         Bursts and frames are sent from where they lie; bytes-likes and tuples of them are copied.
         Raises ValueError or TypeError for what is no frame, and then has sent nothing;
-        DeviceBroken, PortClosed, QueueBusy.
+        DeviceBroken, DeviceGone, PortClosed, QueueBusy.
         """
         return self._pair(0).send_burst(frames)
 
@@ -126,7 +129,7 @@ class Port(Life, Awaited, Filters, Tuning, Events):
     def alloc_burst(self, n: int, size: int) -> TxBurst:
         """`n` frames of `size` bytes in DMA memory, zeroed: fill `.data`, send it, again and again.
 
-        Any port can send it. Raises ValueError, OutOfMemory, MemlockLimit.
+        Any port can send it. Raises ValueError, OutOfMemory, MemlockLimit, PortClosed.
         """
         n, size = operator.index(n), operator.index(size)
         if n < 1 or not MIN_FRAME <= size <= MAX_SEGMENTED:

@@ -116,6 +116,11 @@ class _Ports(InterfaceProvider):
 
     _l2listen = _l2socket
 
+    def l2socket(self) -> type[SuperSocket]:  # what scapy 2.5 asks
+        return PortSocket
+
+    l2listen = l2socket
+
 
 class PortInterface(NetworkInterface):
     """A port as scapy's interface: `srp(packet, iface=PortInterface(port))`, and so for sniff."""

@@ -29,10 +29,11 @@ def test_modes(port, unit, mode):
 
 
 def test_a_mode_cannot_be_given_back_to_the_device(port, unit):
-    """None, which an unset mode reads as, was sent as off."""
+    """None, which an unset mode reads as, was sent as off, and "no" as on."""
     for mode in MODES:
-        with pytest.raises(TypeError, match="True or False"):
-            setattr(port, mode, None)
+        for value in (None, "no", [], 2):
+            with pytest.raises(TypeError, match="True or False"):
+                setattr(port, mode, value)
     assert unit.commands == []
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -148,3 +149,47 @@ def test_the_unbuilt_source_says_that_it_is(monkeypatch):
     with pytest.raises(ModuleNotFoundError) as caught:
         pyvirtnet.__getattr__("Filter")
     assert "unbuilt" in caught.value.__notes__[0]
+
+
+def test_errors_name_commands_as_they_are_installed(monkeypatch):
+    monkeypatch.setattr("pyvirtnet.errors._COMMANDS", "pyvirtnet ")
+    error = pyvirtnet.NotBound("cannot open it", "why", "tools/bind 0000:00:04.0")
+    assert error.mend == "pyvirtnet bind 0000:00:04.0"
+    assert str(error).endswith("mend: pyvirtnet bind 0000:00:04.0")
+
+
+def _set_up(project, stage):
+    """Stages of the set-up in a clone whose programs only write down how they were called."""
+    log = project / "log"
+    log.write_text("")
+    code = '. "$project/tools/_setup.sh"; base=$project/fake; virtual_environment "$1"'
+    subprocess.run(
+        ["sh", "-c", code, f"{project}/tools/demo", stage],
+        env={**os.environ, "project": str(project), "LOG": str(log)},
+        check=True,
+        timeout=60,
+    )
+    return log.read_text().splitlines()
+
+
+def test_a_clone_in_a_folder_with_a_space_is_set_up_once_and_anew_where_it_was_moved(tmp_path):
+    """Each call set it up again, and wrote beside the clone; a moved one failed for ever."""
+    project = tmp_path / "my clone"
+    shutil.copytree(ROOT / "tools", project / "tools")
+    shutil.copy(ROOT / "pyproject.toml", project)
+    fake = project / "fake"
+    fake.write_text('#!/bin/sh\necho "$*" >>"$LOG"\n')
+    fake.chmod(0o755)
+    (project / ".venv/bin").mkdir(parents=True)
+    for name in ("python", "pip"):
+        shutil.copy(fake, project / ".venv/bin" / name)
+    for stage in ("package", "bench"):
+        assert any("--editable" in line for line in _set_up(project, stage))
+        assert _set_up(project, stage) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["my clone"]
+    moved = tmp_path / "moved"
+    project.rename(moved)
+    (moved / ".venv/bin/pip").write_text("#!/nowhere/python\n")
+    said = _set_up(moved, "package")
+    assert f"-m venv --clear {moved}/.venv" in said
+    assert any("--editable" in line for line in said)

@@ -61,6 +61,11 @@ def test_a_port_needs_a_page(pages):
         pyvirtnet.open("sim:loopback", pages=pages)
 
 
+def test_switches_are_a_list():
+    with pytest.raises(TypeError, match=r"a list of switches: \['-ring_packed'\]"):
+        pyvirtnet.open("sim:loopback", features="-ring_packed")
+
+
 @pytest.mark.parametrize("option", ["x=on", "noiommu=on&iommufd=on", "noiommu"])
 def test_options_that_a_pci_address_has_not(option):
     with pytest.raises(pyvirtnet.NoSuchDevice, match=r"no option .*\n.*?noiommu=on"):

@@ -110,6 +110,12 @@ def test_a_ping_across_the_cable(ports):
         assert answer[Raw].load == b"data" * 300
 
 
+def test_scapy_2_5_asks_the_provider_without_the_interface(ports):
+    """It took the kernel's socket then."""
+    provider = PortInterface(ports[0]).provider
+    assert provider.l2socket() is provider.l2listen() is PortSocket
+
+
 def test_tags_arrive_as_they_were_sent(ports):
     """Unlike with AF_PACKET, which takes a tag out of the frame."""
     near, far = map(PortSocket, ports)

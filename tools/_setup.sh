@@ -107,21 +107,21 @@ install_packages() {
 
 virtual_environment() {
     extras=
-    stamps=$project/.venv/stamp
+    stamps=stamp
     case $1 in
     dev) extras='[dev]' ;;
     bench) extras='[plot]' ;;
     esac
-    [ -z "$extras" ] || stamps="$stamps $project/.venv/stamp-$1"
+    [ -z "$extras" ] || stamps="stamp stamp-$1"
     wanted=$(fingerprint)
     fresh=yes
     for stamp in $stamps; do
-        [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] || fresh=
+        [ "$(cat "$project/.venv/$stamp" 2>/dev/null)" = "$wanted" ] || fresh=
     done
     [ -z "$fresh" ] || return 0
     writable
     [ -n "${base:-}" ] || python_packages
-    if ! "$python" -c '' 2>/dev/null; then
+    if ! "$python" -c '' 2>/dev/null || ! here; then
         stage "making .venv with $("$base" --version)"
         "$base" -m venv --clear "$project/.venv"
     fi
@@ -133,7 +133,7 @@ virtual_environment() {
     pip --no-build-isolation --config-settings=build-dir="$project/.venv/build" \
         --editable "$project$extras"
     for stamp in $stamps; do
-        fingerprint >"$stamp"
+        fingerprint >"$project/.venv/$stamp"
     done
     own
 }
@@ -146,6 +146,9 @@ writable() {
             "clone the project as $(id -un), or run this with sudo"
     done
 }
+
+# Whether .venv was made where it is: programs in it name their interpreter by its whole path.
+here() { "$project/.venv/bin/pip" --version >/dev/null 2>&1; }
 
 # Changes with the package's requirements, its place and its interpreter.
 fingerprint() {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import struct
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -139,7 +140,7 @@ def from_scapy(expression: str) -> bytes:
         from scapy import all as scapy  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         what = "cannot make a frame of scapy's"
-        raise LibraryMissing(what, str(error), "pip install scapy") from None
+        raise LibraryMissing(what, str(error), f"{sys.executable} -m pip install scapy") from None
     try:
         names = vars(scapy)
         made = eval(expression, names)

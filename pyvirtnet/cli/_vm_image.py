@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import Error
+from ..errors import Error, NoSuchDevice
 from ._vm_cpio import Archive
 
 DEFAULT = "debian12"  # the recipe that others add to
@@ -48,8 +48,10 @@ def project() -> Path:
     """The clone: tools/ names it, and else it is where this file is."""
     path = Path(os.environ.get("PYVIRTNET_PROJECT") or Path(__file__).parents[2]).resolve()
     if not (path / "vm-images").is_dir():
-        raise Error(
-            "no guest recipe", f"{path} has no vm-images/", "run tools/vm of a clone of pyvirtnet"
+        raise NoSuchDevice(
+            "no guest recipe",
+            f"{path} has no vm-images/",
+            "git clone pyvirtnet, and take the command from its folder tools",
         )
     return path
 

@@ -148,7 +148,8 @@ def _deliver(args: argparse.Namespace, results: dict[str, Any]) -> None:
         for path in write(args.report, results):
             print(f"wrote {path}", file=out)
         if find_spec("matplotlib") is None:
-            print("no plots without matplotlib: pip install matplotlib", file=out)
+            mend = f"{sys.executable} -m pip install matplotlib"
+            print(f"no plots without matplotlib: {mend}", file=out)
 
 
 class Quiet(Report):

@@ -53,8 +53,8 @@ def _mode(command: Command, text: str) -> property:
         return value
 
     def put(self: Filters, on: bool) -> None:
-        if on is None:
-            raise TypeError("a receive mode is True or False: a device is told no third thing")
+        if on not in (True, False):
+            raise TypeError(f"a receive mode is True or False, not {on!r}")
         self._control.set(command, command, bytes([bool(on)]), bool(on))
 
     return property(get, put, doc=f"{text} None until it is set: the device's own choice.")

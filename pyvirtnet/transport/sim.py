@@ -241,7 +241,8 @@ def open_sim(address: str) -> SimTransport:
     """`sim:loopback`, or an end of a cable, `sim:cable/NAME/0` and `sim:cable/NAME/1`.
 
     Options follow a question mark: `sim:loopback?mrg_rxbuf=off&mtu=1500&queue_size=256`. Beside
-    those of `NetDevice`, every feature has a switch of its name.
+    those of `NetDevice`, every feature but `mac` and `mtu` has a switch of its name. Offloads are
+    taken, checked and not done: what was deferred arrives as it was sent, with an empty header.
     """
     kind, _, query = address.removeprefix("sim:").partition("?")
     options = parse_options(address, query)

@@ -104,7 +104,7 @@ def _interface(name: str) -> NotBound | NoSuchDevice:
         return NoSuchDevice(
             f"cannot open {name!r}",
             "it is neither a PCI address such as 0000:00:04.0 nor a network interface",
-            "tools/bind status lists the network functions of this machine",
+            "tools/bind status lists this machine's; vhost-user:/path and sim:loopback are others",
         )
     path = link.resolve()
     for candidate in (path, *path.parents):  # virtio devices sit below their PCI function
