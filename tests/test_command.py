@@ -283,6 +283,7 @@ def test_every_command_completes_its_options() -> None:
     assert {name for (name, *_), options in list(found.items())[1:] if "--help" in options} == set(
         COMMANDS
     )
+    assert {"--user", "--persist", "restore"} <= set(found[("bind",)])
     assert {"--frames", "--sizes"} <= set(found[("soak",)])
     assert {"--hotplug", "--share"} <= set(found["vm", "run"])
     assert {"--packed", "--json"} <= set(found["bench", "vs-dpdk"])

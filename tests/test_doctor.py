@@ -27,7 +27,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     (modules / "modules.dep").write_text("kernel/drivers/vfio/pci/vfio-pci.ko: kernel/vfio.ko\n")
     (made.proc / "meminfo").write_text("HugePages_Free:       64\nHugepagesize:       2048 kB\n")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    monkeypatch.setenv("USER", "ann")
+    monkeypatch.setenv("USER", "root")  # what it says is not to be believed: setpriv leaves it
+    for module in ("machine", "nics"):
+        monkeypatch.setattr(f"pyvirtnet.cli._doctor_{module}.user_name", lambda uid: "ann")
     monkeypatch.delenv("SUDO_USER", raising=False)
     return made
 

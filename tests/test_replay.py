@@ -316,3 +316,7 @@ def test_nothing_to_send_is_one_error(capsys, capture):
     assert replay.main([capture, NEAR, "arp"]) == 1
     err = capsys.readouterr().err
     assert "can be sent: of its frames 100 are refused by the filter, 0 unfit" in err
+    with open(capture, "r+b") as file:
+        file.truncate(24)
+    assert replay.main([str(capture), "sim:loopback"]) == 1
+    assert "can be sent: it has no frames" in capsys.readouterr().err

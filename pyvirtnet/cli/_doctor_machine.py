@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..bind import IOMMU_MEND, VFIO_PCI, Host
 from ..bind.host import read
+from ..vfio.problems import user_name
 
 MEMLOCK = 8 << 20  # bytes: two ports of the default size, and frames to be sent
 _CAP_IPC_LOCK = 1 << 14
@@ -145,7 +146,7 @@ def _memlock(host: Host) -> Finding:
         return Finding("memlock", "ok", said)
     if _may_lock_memory(host):
         return Finding("memlock", "ok", f"{said}; this user may lock more")
-    user = os.environ.get("USER", str(os.geteuid()))
+    user = user_name(os.geteuid())
     mend = (
         f"as root: echo '{user} - memlock {MEMLOCK >> 10}' >> "
         "/etc/security/limits.d/pyvirtnet.conf, then log in anew"

@@ -9,6 +9,7 @@ from ..bind import VFIO_PCI, Host, Nic, status
 from ..bind.host import read
 from ..errors import Error
 from ..spec import Feature
+from ..vfio.problems import user_name
 from ._doctor_machine import Finding
 
 _QEMU = "(QEMU: -netdev … -device virtio-net-pci,netdev=…,disable-legacy=on,iommu_platform=on)"
@@ -66,8 +67,7 @@ def _nic(host: Host, nic: Nic, must: bool) -> Iterator[Finding]:
     elif nic.uses:
         yield Finding(nic.bdf, "note", f"the kernel uses it: {'; '.join(nic.uses)}")
     else:
-        user = os.environ.get("SUDO_USER") or os.environ.get("USER") or "root"
-        mend = f"sudo tools/bind {nic.bdf} --user {user}" if must else ""
+        mend = f"sudo tools/bind {nic.bdf} --user {_user()}" if must else ""
         yield Finding(nic.bdf, bad, f"not bound to vfio-pci, but {nic.driver or 'no driver'}", mend)
     yield from _group(host, nic)
     yield from _features(host, nic)
@@ -81,10 +81,15 @@ def _bound(nic: Nic, bad: str) -> Iterator[Finding]:
         yield Finding(nic.bdf, bad, said, mend)
     elif not _openable(nic):
         said = f"{nic.node} belongs to {nic.owner} ({nic.mode})"
-        mend = f"sudo tools/bind {nic.bdf} --user {os.environ.get('USER', '$USER')}"
+        mend = f"sudo tools/bind {nic.bdf} --user {_user()}"
         yield Finding(nic.bdf, bad, said, mend)
     elif nic.ready:
         yield Finding(nic.bdf, "ok", f"ready: pyvirtnet.open({nic.bdf!r})")
+
+
+def _user() -> str:
+    """Whose the NIC is to be: with sudo, who called it. $USER may be anybody."""
+    return os.environ.get("SUDO_USER") or user_name(os.geteuid())
 
 
 def _openable(nic: Nic) -> bool:

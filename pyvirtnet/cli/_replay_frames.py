@@ -55,6 +55,7 @@ class Recording:
         self._rest = None
         if not self._ready:
             why = f"of its frames {self.refused} are refused by the filter, {self.unfit} unfit"
+            why = why if self.refused or self.unfit else "it has no frames"
             mend = "choose another file, or another filter"
             raise Error(f"nothing of {self._reader.name} can be sent", why, mend)
 

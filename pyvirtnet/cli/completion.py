@@ -46,6 +46,7 @@ def words() -> Words:
     for name, command in COMMANDS.items():
         module = sys.modules[__name__] if name == "completion" else command.load()
         found |= dict(_walk((name,), _inner(module.parser(), command.words)))
+        found[name,] |= found.get((name, name), {})  # `pyvirtnet bind` is `bind bind`
     return found
 
 

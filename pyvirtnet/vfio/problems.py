@@ -232,10 +232,10 @@ def holders(path: str) -> list[tuple[int, str]]:
 def no_permission(function: Function, path: str) -> NoPermission:
     try:
         status = os.stat(path)
-        owner = f"{path} belongs to {_user(status.st_uid)} (mode {status.st_mode & 0o777:o})"
+        owner = f"{path} belongs to {user_name(status.st_uid)} (mode {status.st_mode & 0o777:o})"
     except OSError:
         owner = f"{path} is not accessible"
-    user = _user(os.geteuid())
+    user = user_name(os.geteuid())
     if function.noiommu:
         why = f"VFIO's no-IOMMU mode is for CAP_SYS_RAWIO, and this process runs as {user}"
         return NoPermission(f"cannot open {function.bdf}", why, "run as root")
@@ -299,7 +299,7 @@ def _status() -> dict[str, str]:
     return {name: value.strip() for name, _, value in pairs}
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
