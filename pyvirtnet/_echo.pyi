@@ -11,5 +11,9 @@ from ._burst import RxBurst, TxBurst
 def answer_pings(
     burst: RxBurst | TxBurst,
     mac: bytes,
-    addresses: str | Iterable[str | IPv4Address | IPv6Address] | None = None,
+    addresses: str
+    | IPv4Address
+    | IPv6Address
+    | Iterable[str | IPv4Address | IPv6Address]
+    | None = None,
 ) -> NDArray[np.bool_]: ...

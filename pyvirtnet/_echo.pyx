@@ -80,7 +80,7 @@ def answer_pings(Burst burst not None, mac, addresses=None):
     cdef uint8_t *answered = <uint8_t *>cnp.PyArray_DATA(answers)
     if len(own) != 6:
         raise ValueError(f"a MAC address has six bytes, not {len(own)}")
-    if isinstance(addresses, str):
+    if isinstance(addresses, (str, ipaddress.IPv4Address, ipaddress.IPv6Address)):
         addresses = (addresses,)
     for one in map(ipaddress.ip_address, () if addresses is None else addresses):
         v4, v6 = (v4 + one.packed, v6) if one.version == 4 else (v4, v6 + one.packed)

@@ -1,11 +1,24 @@
 """Every error a user can meet: what failed, why, and the command or setting that mends it."""
 
 import errno
+import os
+import re
 from pathlib import Path
 from typing import Self
 
-# Errors name commands as they are in a clone; where there is none, there is `pyvirtnet`.
-_COMMANDS = "tools/" if (Path(__file__).parents[1] / "tools/bind").exists() else "pyvirtnet "
+
+def _has_doors() -> bool:
+    """Whether there are `tools/`: in a clone, behind one of them, and in the project's guests."""
+    places = (Path(__file__).parents[1] / "tools/bind", Path("/etc/pyvirtnet-guest"))
+    return "PYVIRTNET_DOOR" in os.environ or any(place.exists() for place in places)
+
+
+_COMMANDS = "tools/" if _has_doors() else "pyvirtnet "
+
+
+def named(text: str, commands: str) -> str:
+    """A text about `tools/NAME`, with the commands called as they are called here."""
+    return re.sub(r"(?<![\w/.-])tools/(?=[a-z])", lambda _: commands, text)
 
 
 class Error(Exception):
@@ -15,7 +28,7 @@ class Error(Exception):
     """
 
     def __init__(self, what: str, why: str = "", mend: str = "") -> None:
-        mend = mend.replace("tools/", _COMMANDS)
+        mend = named(mend, _COMMANDS)
         self.what, self.why, self.mend = what, why, mend
         text = f"{what}: {why}" if why else what
         super().__init__(f"{text}\n  mend: {mend}" if mend else text)

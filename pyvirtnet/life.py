@@ -107,7 +107,7 @@ class Life(BringUp):
     def _no_ring_reset(self) -> FeatureMissing:
         why = "the device does not offer RING_RESET"
         mend = "QEMU 7.2 and later: queue_reset=on; port.reset() starts all of them anew"
-        if Feature.RING_RESET in self._features.offered:
+        if Feature.RING_RESET not in self._features.wanted:
             why = "RING_RESET is offered, and was not asked for"
             mend = "leave -ring_reset out of features="
         return FeatureMissing(f"no queue of {self.name} can be reset alone", why, mend)

@@ -6,7 +6,7 @@ import operator
 import struct
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
 from .aio import Awaited
@@ -92,6 +92,15 @@ class Port(Life, Awaited, Filters, Tuning, Events):
             queue_pairs=queue_pairs,
             reconnect=reconnect,
         )
+
+    if not TYPE_CHECKING:  # type checkers find such a thing without it, and not with it
+
+        def __setattr__(self, name: str, value: object) -> None:
+            """A setting that is misspelt would be lost in silence."""
+            known = name == "name" or name.startswith("_") or hasattr(type(self), name)
+            if not known and type(self) is Port:
+                raise AttributeError(f"a port has no setting {name!r}", name=name, obj=self)
+            super().__setattr__(name, value)
 
     # ---- the datapath: bound to queue pair 0, without a Python frame in between -------------
 

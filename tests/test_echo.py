@@ -1,6 +1,7 @@
 """Pings, ARP requests and neighbour solicitations answered in place, against scapy's frames."""
 
 import random
+from ipaddress import ip_address
 
 import numpy as np
 import pytest
@@ -203,6 +204,13 @@ def test_slices_and_bursts_to_be_sent(port):
     tx.data[:] = np.frombuffer(request, np.uint8)
     assert pyvirtnet.answer_pings(tx[1:], MAC).tolist() == [True]
     assert [row.tobytes() for row in tx.data] == [request, answer]
+
+
+@pytest.mark.parametrize("address", [V4, ip_address(V4), ip_address(V6)])
+def test_one_address_is_a_list_of_one(port, address):
+    request, answer = TO_US / ASKING / echo(8), [str(address) == V4]
+    port.send_burst([bytes(request)])
+    assert pyvirtnet.answer_pings(port.recv_burst(1), MAC, address).tolist() == answer
 
 
 def test_no_frames_have_no_answers(port):

@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import threading
 import weakref
 
 import pytest
@@ -230,6 +231,24 @@ def test_packed_rings_of_any_size_in_the_address(batch):
         sent = numbered(0, 50)
         assert port.send_burst(sent) == 50
         assert [bytes(frame) for frame in port.recv_burst(64)] == sent
+
+
+def test_an_end_that_is_plugged_in_leaves_the_other_its_lock():
+    """Another thread may be in a call of that end, and two were: a chain was looked at twice."""
+    left = open_sim("sim:cable/lock/0")
+    before = left.device.lock
+    with before:  # as that thread has it
+        done = []
+        thread = threading.Thread(target=lambda: done.append(open_sim("sim:cable/lock/1")))
+        thread.start()
+        thread.join(0.05)
+        assert left.device.lock is before
+        assert left.device.on_kick is None
+    thread.join()
+    assert left.device.lock is done[0].device.lock is before
+    assert left.device.on_kick == done[0].device.on_kick
+    left.close()
+    done[0].close()
 
 
 def test_both_ends_of_a_cable():

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import pyvirtnet
+from pyvirtnet import errors
 from pyvirtnet.cli._vm_image import exclusive
 from pyvirtnet.cli._vm_package import _build_folder, _wheel
 
@@ -156,6 +157,19 @@ def test_errors_name_commands_as_they_are_installed(monkeypatch):
     error = pyvirtnet.NotBound("cannot open it", "why", "tools/bind 0000:00:04.0")
     assert error.mend == "pyvirtnet bind 0000:00:04.0"
     assert str(error).endswith("mend: pyvirtnet bind 0000:00:04.0")
+    path = "/srv/tools/venv/bin/python -m pip install scapy, setfacl tools/x"
+    assert pyvirtnet.NotBound("it", "why", path).mend.startswith("/srv/tools/venv")
+
+
+def test_where_there_are_doors_errors_name_them(monkeypatch, tmp_path):
+    monkeypatch.setattr("pyvirtnet.errors.__file__", str(tmp_path / "pyvirtnet/errors.py"))
+    monkeypatch.delenv("PYVIRTNET_DOOR", raising=False)
+    assert errors._has_doors() == Path("/etc/pyvirtnet-guest").exists()
+    monkeypatch.setenv("PYVIRTNET_DOOR", "tools/")
+    assert errors._has_doors()
+    monkeypatch.delenv("PYVIRTNET_DOOR")
+    monkeypatch.undo()
+    assert errors._has_doors()
 
 
 def _set_up(project, stage):
@@ -178,7 +192,7 @@ def test_a_clone_in_a_folder_with_a_space_is_set_up_once_and_anew_where_it_was_m
     shutil.copytree(ROOT / "tools", project / "tools")
     shutil.copy(ROOT / "pyproject.toml", project)
     fake = project / "fake"
-    fake.write_text('#!/bin/sh\necho "$*" >>"$LOG"\n')
+    fake.write_text('#!/bin/sh\necho "$*" >>"$LOG"; echo "pip 1 from ${0%/bin/*}/lib"\n')
     fake.chmod(0o755)
     (project / ".venv/bin").mkdir(parents=True)
     for name in ("python", "pip"):
@@ -189,7 +203,7 @@ def test_a_clone_in_a_folder_with_a_space_is_set_up_once_and_anew_where_it_was_m
     assert [path.name for path in tmp_path.iterdir()] == ["my clone"]
     moved = tmp_path / "moved"
     project.rename(moved)
-    (moved / ".venv/bin/pip").write_text("#!/nowhere/python\n")
+    (moved / ".venv/bin/pip").write_text(f"#!/bin/sh\necho 'pip 1 from {project}/.venv/lib'\n")
     said = _set_up(moved, "package")
     assert f"-m venv --clear {moved}/.venv" in said
     assert any("--editable" in line for line in said)

@@ -4,6 +4,7 @@ import argparse
 import ipaddress
 import json
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import repeat
@@ -139,17 +140,28 @@ def test_headers_that_no_probe_can_follow_are_refused(
     assert tool("tx", HERE, *words, f"Ether(dst='02:00:00:00:00:09')/{layers}") == 2
     assert f"{culprit} is none of the headers" in tool.err
     for fine in ("Dot1Q()/IP(options=[IPOption_NOP()])/TCP(options=[('MSS', 9)])", "IP()/ICMP()",
-                 "IPv6()/UDP()/b'abc'", "IP()"):  # fmt: skip
+                 "IPv6()/UDP()/b'abc'", "IP()", "IPv6()/ICMPv6EchoRequest(data=b'abc')",
+                 "bytes(IP()/UDP())"):  # fmt: skip
         assert tool("tx", HERE, *words, f"Ether(dst='02:00:00:00:00:09')/{fine}") == 0, fine
 
 
-def test_a_rate_counts_the_last_frames_interval(tool: Tool) -> None:
+def test_a_rate_counts_the_last_frames_interval(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five frames at 50 a second took 80 ms and were told as 62 a second."""
-    for command in (("tx", "sim:loopback"), ("loop", HERE, THERE)):
-        assert tool(*command, "--count", "5", "--rate", "50", "--json") == 0
+    commands = (("tx", "sim:loopback"), ("loop", HERE, THERE))
+    asked = ("--count", "5", "--rate", "50", "--json")
+    for command in commands:
+        start = time.monotonic()
+        assert tool(*command, *asked) == 0
+        assert time.monotonic() - start > 0.08
         assert tool.row["seconds"] >= 0.1
         assert tool.row["sent_pps"] <= 50.0
         assert tool.row["pps"] <= 50.0
+    monkeypatch.setattr(Pace, "due", lambda self, now, sent: FREE)
+    for command in commands:  # a rate that was not kept is told
+        assert tool(*command, *asked) == 0
+        assert tool.row["sent_pps"] > 75.0
 
 
 def test_a_file_is_not_read_beyond_what_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pyvirtnet import (
 )
 from pyvirtnet.testing import DEFAULT_FEATURES, Loopback, NetDevice, mask
 from pyvirtnet.testing.layout import NET_CONFIG
+from pyvirtnet.transport.sim import SimTransport
 
 # ---- open ----------------------------------------------------------------------------------------
 
@@ -59,6 +60,20 @@ def test_ring_sizes_that_cannot_be(ring_size):
 def test_a_port_needs_a_page(pages):
     with pytest.raises(ValueError, match="at least one page"):
         pyvirtnet.open("sim:loopback", pages=pages)
+
+
+def test_a_setting_that_is_misspelt_is_refused():
+    """`port.promiscous = True` did nothing, and said nothing."""
+    with pyvirtnet.open("sim:loopback") as port:
+        with pytest.raises(AttributeError, match="no setting 'promiscous'"):
+            port.promiscous = True
+
+        class Mine(pyvirtnet.Port):
+            pass
+
+        mine = Mine(SimTransport(Loopback(), "sim:loopback"))
+        mine.label = "left"  # their own are theirs
+        mine.close()
 
 
 def test_switches_are_a_list():

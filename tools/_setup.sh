@@ -148,7 +148,7 @@ writable() {
 }
 
 # Whether .venv was made where it is: programs in it name their interpreter by its whole path.
-here() { "$project/.venv/bin/pip" --version >/dev/null 2>&1; }
+here() { "$project/.venv/bin/pip" --version 2>/dev/null | grep -qF " from $project/.venv/"; }
 
 # Changes with the package's requirements, its place and its interpreter.
 fingerprint() {

@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes, bursts = ([int(n) for n in text.split(",")] for text in (options.sizes, options.bursts))
     rounds: list[list[Row]] = []
     try:
-        with _bound(), huge_pages(HUGE_PAGES):
+        with _bound(), huge_pages(HUGE_PAGES, dpdk=False):
             for number in range(options.rounds):
                 rounds.append([])
                 for kind, row in one_round(sizes, bursts, options.seconds):

@@ -30,9 +30,10 @@ _COUNTER = re.compile(r"\b([RT][xX]-(?:packets|bytes|pps)|RX-missed|TX-errors): 
 
 
 @contextmanager
-def huge_pages(needed: int = HUGE_PAGES) -> Iterator[None]:
+def huge_pages(needed: int = HUGE_PAGES, *, dpdk: bool = True) -> Iterator[None]:
     """At least `needed` free huge pages of 2 MiB; what had to be added goes afterwards."""
-    _program()  # whom they are for
+    if dpdk:  # whom they are for
+        _program()
     with _alone():
         yield from _added(needed)
 

@@ -66,7 +66,7 @@ def status_of(error: errors.Error) -> int:
 
 def text(error: errors.Error) -> str:
     """What an error says, with commands named as the user calls them."""
-    return str(error).replace("tools/", program(""))
+    return errors.named(str(error), program(""))
 
 
 def run(name: str, work: Callable[[], int]) -> int:

@@ -144,7 +144,9 @@ def from_scapy(expression: str) -> bytes:
     try:
         names = vars(scapy)
         made = eval(expression, names)
-        if not isinstance(made, (bytes, names["Ether"], names["Dot3"], names["Raw"])):
+        if isinstance(made, (bytearray, names["Raw"])):
+            made = bytes(made)
+        if not isinstance(made, (bytes, names["Ether"], names["Dot3"])):
             raise TypeError(f"it is {type(made).__name__}, and a frame begins with Ether")
         frame, last = bytes(made), made
         while not isinstance(last, bytes) and not _ends(last.payload, names):
@@ -154,11 +156,17 @@ def from_scapy(expression: str) -> bytes:
         mend = "such as 'Ether()/IP(dst=\"192.0.2.2\")/UDP(dport=9)'"
         raise WrongUsage(f"no frame {expression!r}", why, mend) from None
     at = payload_at(frame)
-    if not isinstance(last, bytes) and at != len(frame) - len(last.payload):
+    echo = isinstance(last, (names["ICMPv6EchoRequest"], names["ICMPv6EchoReply"]))  # has its data
+    if not isinstance(last, bytes) and not echo and not _whole(frame, at, len(last.payload)):
         why = f"{last.name} is none of the headers that a payload of ours can follow"
         mend = "Ether, Dot1Q, IP, IPv6, UDP, TCP, ICMP; other frames from a file: --pcap"
         raise WrongUsage(f"no frame {expression!r}", why, mend)
     return frame[:at]
+
+
+def _whole(frame: bytes, at: int, payload: int) -> bool:
+    """Whether all headers are there, and end before `at`, where a payload of ours begins."""
+    return len(frame) - payload <= at <= len(frame)
 
 
 def _ends(payload: Any, names: dict[str, Any]) -> bool:

@@ -42,7 +42,7 @@ def check_memory(octets: int) -> None:
     """Raises Error for more than prebuilt frames may have."""
     if octets > FRAMES_MEMORY:
         why = f"they take more than {FRAMES_MEMORY >> 20} MiB"
-        raise Error("cannot hold all frames", why, "pyvirtnet replay sends any number")
+        raise Error("cannot hold all frames", why, "tools/replay sends any number")
 
 
 def send_room(port: Port, size: int) -> int:

@@ -97,17 +97,20 @@ class Run:
 
     def start(self) -> None:
         """The clocks run from here: that of the bounds, and that of the rate."""
-        self.started = self.began = self.moved = self.now = time.monotonic()
+        self.started = self.began = self.moved = self.left = self.now = time.monotonic()
         self.pace.start(self.now)
 
-    def tick(self, progress: object) -> None:
+    def tick(self, progress: object, sent: int = 0) -> None:
         self.now = time.monotonic()
+        if sent:
+            self.left = self.now
         if progress:
             self.moved = self.now
 
     def lasted(self, end: float, sent: int) -> float:
         """Seconds until `end`; at a rate the last frame's interval is one of them as well."""
-        return max(end - self.started, sent / self.pace.pps if self.pace.pps else 0.0)
+        interval = 1 / self.pace.pps if self.pace.pps and sent > 1 else 0.0
+        return max(end, self.left + interval) - self.started
 
     def sending(self, done: int) -> bool:
         """Whether the bounds leave more to do."""
@@ -157,7 +160,7 @@ def send(port: Port, mix: Mix, source: Stream | list[bytes], run: Run) -> Row:
         sent = sender.send(room) if room > 0 else 0
         if room <= 0 and (pause := run.pause(sender.sent)):
             time.sleep(pause)
-        run.tick(sent or room <= 0)
+        run.tick(sent or room <= 0, sent)
         run.live(sender.sent, None)
     sending = run.lasted(run.now, sender.sent)
     while port.tx_pending and not run.stalled():
@@ -214,7 +217,7 @@ def loop(tx: Port, rx: Port, mix: Mix, stream: Stream, run: Run) -> Row:
             waits += room <= 0
         sent = sender.send(room) if room > 0 else 0
         wait = 0.0 if sent else WAIT if free else run.pause(sender.sent)
-        run.tick(take(rx, meter, run.bounds.burst, wait) + sent or due <= 0)
+        run.tick(take(rx, meter, run.bounds.burst, wait) + sent or due <= 0, sent)
         run.live(sender.sent, meter)
     sending = run.lasted(run.now, sender.sent)
     if not free:

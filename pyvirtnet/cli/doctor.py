@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from ..bind import Host
+from ..errors import named
 from ._command import ENVIRONMENT, OK, Parser, program, run
 from ._doctor_machine import Finding, machine
 from ._doctor_nics import nics, opened
@@ -34,8 +35,8 @@ def _examine(host: Host, only: Sequence[str], try_them: bool, as_json: bool) -> 
     found: list[Finding] = []
 
     def tell(one: Finding) -> None:
-        mend = one.mend.replace("tools/", program(""))
-        found.append(Finding(one.subject, one.state, one.said.replace("tools/", program("")), mend))
+        mend = named(one.mend, program(""))
+        found.append(Finding(one.subject, one.state, named(one.said, program("")), mend))
         if not as_json:
             _print(found[-1])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from threading import RLock
 from typing import Any
 
 from .layout import MRG_RXBUF
@@ -62,14 +61,18 @@ class Wire:
 
 
 class Cable:
-    """Two devices joined: what either driver sends, the other receives."""
+    """Two devices joined: what either driver sends, the other receives.
+
+    `left` is one that no driver uses yet; that of `right` may be in the middle of a call.
+    """
 
     def __init__(self, left: NetDevice, right: NetDevice, backlog: int = 1024) -> None:
         pairs = range(min(left.pairs, right.pairs))
         ends = ((left, right), (right, left))
         self.wires = [Wire(a, b, pair, backlog) for a, b in ends for pair in pairs]
-        left.lock = right.lock = RLock()  # one lock: a kick of either may move both
-        left.on_kick = right.on_kick = self.poll
+        left.lock = right.lock  # one lock: a kick of either may move both
+        with right.lock:
+            left.on_kick = right.on_kick = self.poll
 
     def poll(self) -> int:
         """Carry all that can be carried; how many frames were."""

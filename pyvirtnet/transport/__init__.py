@@ -29,6 +29,10 @@ def open_transport(address: str, *, noiommu: bool = False) -> Transport:
         return VhostUserTransport(address.removeprefix("vhost-user:"))
     bdf, _, option = address.partition("?")
     if option not in ("", "noiommu=on", "iommufd=on"):
+        from ..vfio.function import find, normalise
+
+        if normalise(bdf) is None:
+            find(address)
         raise NoSuchDevice(
             f"no port {address!r}",
             f"a PCI address has no option {option!r}",
