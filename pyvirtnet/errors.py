@@ -8,9 +8,9 @@ from typing import Self
 
 
 def _has_doors() -> bool:
-    """Whether there are `tools/`: in a clone, behind one of them, and in the project's guests."""
+    """Whether there are `tools/`: in a clone, in what one of them runs, and in the project's guests."""
     places = (Path(__file__).parents[1] / "tools/bind", Path("/etc/pyvirtnet-guest"))
-    return "PYVIRTNET_DOOR" in os.environ or any(place.exists() for place in places)
+    return "PYVIRTNET_PROJECT" in os.environ or any(place.exists() for place in places)
 
 
 _COMMANDS = "tools/" if _has_doors() else "pyvirtnet "

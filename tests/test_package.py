@@ -163,11 +163,11 @@ def test_errors_name_commands_as_they_are_installed(monkeypatch):
 
 def test_where_there_are_doors_errors_name_them(monkeypatch, tmp_path):
     monkeypatch.setattr("pyvirtnet.errors.__file__", str(tmp_path / "pyvirtnet/errors.py"))
-    monkeypatch.delenv("PYVIRTNET_DOOR", raising=False)
+    monkeypatch.delenv("PYVIRTNET_PROJECT", raising=False)
     assert errors._has_doors() == Path("/etc/pyvirtnet-guest").exists()
-    monkeypatch.setenv("PYVIRTNET_DOOR", "tools/")
+    monkeypatch.setenv("PYVIRTNET_PROJECT", "/clone")
     assert errors._has_doors()
-    monkeypatch.delenv("PYVIRTNET_DOOR")
+    monkeypatch.delenv("PYVIRTNET_PROJECT")
     monkeypatch.undo()
     assert errors._has_doors()
 
