@@ -8,7 +8,7 @@ from typing import Self
 
 
 def _has_doors() -> bool:
-    """Whether there are `tools/`: in a clone, in what one of them runs, and in the project's guests."""
+    """Whether there are `tools/`: in a clone, in what they run, and in the project's guests."""
     places = (Path(__file__).parents[1] / "tools/bind", Path("/etc/pyvirtnet-guest"))
     return "PYVIRTNET_PROJECT" in os.environ or any(place.exists() for place in places)
 
