@@ -71,6 +71,32 @@ def test_the_wheel_holds_every_source_file(wheel):
     assert names == wanted
 
 
+def test_a_wheel_is_not_built_where_imports_compile(tmp_path, monkeypatch):
+    """Two mesons at once in the editable install's folder: the second one ended with an error."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    unseeded = _build_folder()
+    assert unseeded.is_relative_to(tmp_path / "cache")
+    assert not list(unseeded.iterdir())
+    (tmp_path / "build" / "part").mkdir(parents=True)
+    (tmp_path / "build" / "part" / "object.o").write_text("compiled")
+    assert _build_folder() == tmp_path / "wheel-build"
+    (tmp_path / "build" / "part" / "object.o").write_text("compiled again")
+    assert (_build_folder() / "part" / "object.o").read_text() == "compiled"
+
+
+def test_of_another_users_clone_the_wheel_is_built_in_the_cache(tmp_path, monkeypatch):
+    """What root built there was root's afterwards, and its owner could not compile any more."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "object.o").write_text("compiled")
+    monkeypatch.setattr(os, "geteuid", lambda: (tmp_path / "build").stat().st_uid + 1)
+    folder = _build_folder()
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert (folder / "object.o").read_text() == "compiled"
+
+
 def test_the_wheel_says_what_it_is(wheel):
     archive = zipfile.ZipFile(wheel)
     (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))

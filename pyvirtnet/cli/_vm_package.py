@@ -106,12 +106,23 @@ def _age(path: Path) -> float:
 
 
 def _build_folder() -> Path:
-    """That of the editable install, if there is one: then only what has changed is compiled."""
-    build = Path(sys.prefix) / "build"
-    if not build.is_dir():
+    """One for wheels alone, so that only what has changed is compiled.
+
+    Not that of the editable install, which every import brings up to date while a wheel is built;
+    what that has compiled is taken over once.
+    """
+    editable = Path(sys.prefix) / "build"
+    if editable.is_dir() and editable.stat().st_uid == os.geteuid():
+        build = Path(sys.prefix) / "wheel-build"
+    else:
         build = cache() / f"build-{hashlib.sha256(bytes(project())).hexdigest()[:8]}"
-        build.mkdir(exist_ok=True)
-        os.utime(build)  # the newest one, and not to be pruned
+    if editable.is_dir() and not build.is_dir():
+        part = build.with_name(f"{build.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(editable, part, symlinks=True)
+        part.rename(build)
+    build.mkdir(exist_ok=True)
+    os.utime(build)  # the newest one, and not to be pruned
     return build
 
 
