@@ -22,15 +22,16 @@ from ._pages cimport (
 )
 
 
-cdef object as_bytes(item, Py_ssize_t i):
+cdef object as_bytes(item, Py_ssize_t i, str what="frame"):
     """Something with a plain buffer: the item itself where it has one."""
     if isinstance(item, (tuple, list)):
-        return b"".join([as_bytes(part, i) for part in item])
+        return b"".join([as_bytes(part, i, "a part of frame") for part in item])
     try:
         view = memoryview(item)
     except TypeError:
-        raise TypeError(f"frame {i} is a {type(item).__name__}; frames are bytes-likes, tuples of "
-                        "bytes-likes, or frames of a burst; bytes(packet) for scapy's") from None
+        raise TypeError(f"{what} {i} is of type {type(item).__name__}; frames are bytes-likes, "
+                        "tuples of bytes-likes, or frames of a burst; bytes(packet) for scapy's"
+                        ) from None
     return item if view.c_contiguous else view.tobytes()
 
 

@@ -38,6 +38,8 @@ class Filter(Program):
 
 def compiled(expression: str) -> bytes:
     """The classic BPF program for `expression` on Ethernet frames."""
+    if not isinstance(expression, str):
+        raise TypeError(f"a filter is a string such as 'udp port 53', not {expression!r}")
     library = _library()
     program = _Compiled()
     handle = library.pcap_open_dead(_ETHERNET, _MOST)

@@ -118,6 +118,8 @@ def parse(switches: Iterable[str]) -> frozenset[Feature]:
     """What is wanted after `switches` such as "-mrg_rxbuf"; a bare name wants it, as "+" does."""
     wanted = set(SUPPORTED - ON_REQUEST)
     for switch in switches:
+        if not isinstance(switch, str):
+            raise TypeError(f'features takes switches such as "-mrg_rxbuf", not {switch!r}')
         name = (switch[1:] if switch[:1] in ("+", "-") else switch).upper()
         if name not in Feature.__members__:
             known = ", ".join(sorted(feature.name.lower() for feature in SUPPORTED))

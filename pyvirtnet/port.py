@@ -53,6 +53,9 @@ def open(
     """
     if isinstance(features, str):
         raise TypeError(f"features takes a list of switches: [{features!r}]")
+    for name, value in (("ring_size", ring_size), ("pages", pages), ("queue_pairs", queue_pairs)):
+        if value is not None and not hasattr(value, "__index__"):
+            raise TypeError(f"{name} takes an integer, not {value!r}")
     wanted = parse([*(feature.name for feature in OFFLOADS if offloads), *features])
     transport = open_transport(address, noiommu=noiommu)
     try:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from select import select
 from typing import Any
 
-from scapy.interfaces import InterfaceProvider, NetworkInterface
-from scapy.layers.l2 import Ether
-from scapy.supersocket import SuperSocket
+try:
+    from scapy.interfaces import InterfaceProvider, NetworkInterface
+    from scapy.layers.l2 import Ether
+    from scapy.supersocket import SuperSocket
+except ModuleNotFoundError as error:
+    mend = f"{sys.executable} -m pip install scapy"
+    raise ImportError(f"pyvirtnet.scapy needs scapy: {mend}", name=error.name) from error
 
 from ._burst import Frame
 from .bpf import Filter
@@ -41,7 +46,7 @@ class PortSocket(SuperSocket):
     ) -> None:
         if port is None and iface is not None:
             port = iface.port
-        if port is None:
+        if not isinstance(port, (Port, str)):
             raise TypeError("PortSocket takes a port, or the address of one")
         self._wanted = Filter(filter) if filter else None
         self._owned = isinstance(port, str)
@@ -126,6 +131,8 @@ class PortInterface(NetworkInterface):
     """A port as scapy's interface: `srp(packet, iface=PortInterface(port))`, and so for sniff."""
 
     def __init__(self, port: Port) -> None:
+        if not isinstance(port, Port):
+            raise TypeError("PortInterface takes a port: PortInterface(pyvirtnet.open(address))")
         super().__init__(_Ports(), {"name": port.name, "mac": str(port.mac)})
         self.network_name = self.description = port.name
         self.port = port

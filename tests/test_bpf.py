@@ -130,6 +130,11 @@ def test_a_wrong_expression_is_refused(expression):
         Filter(expression)
 
 
+def test_an_expression_is_a_text():
+    with pytest.raises(TypeError, match="a filter is a string such as"):
+        Filter(5)
+
+
 def test_without_libpcap_it_says_what_is_missing(monkeypatch):
     bpf._library.cache_clear()
     monkeypatch.setattr(bpf, "_NAMES", ("libnosuchpcap.so",))

@@ -132,6 +132,11 @@ def test_switches_in_one_text_are_refused():
         parse("-mac")
 
 
+def test_a_switch_is_a_text():
+    with pytest.raises(TypeError, match='switches such as "-mrg_rxbuf", not 15'):
+        parse([15])
+
+
 @pytest.mark.parametrize("switch", ["-version_1", "-VERSION_1"])
 def test_version_1_cannot_be_switched_off(switch):
     with pytest.raises(ValueError, match="modern only"):

@@ -81,6 +81,13 @@ def test_switches_are_a_list():
         pyvirtnet.open("sim:loopback", features="-ring_packed")
 
 
+@pytest.mark.parametrize("name", ["ring_size", "pages", "queue_pairs"])
+@pytest.mark.parametrize("value", ["256", 256.0, [256]])
+def test_counts_are_integers(name, value):
+    with pytest.raises(TypeError, match=f"^{name} takes an integer, not "):
+        pyvirtnet.open("sim:loopback", **{name: value})
+
+
 @pytest.mark.parametrize("option", ["x=on", "noiommu=on&iommufd=on", "noiommu"])
 def test_options_that_a_pci_address_has_not(option):
     with pytest.raises(pyvirtnet.NoSuchDevice, match=r"no option .*\n.*?noiommu=on"):

@@ -1,5 +1,7 @@
 """scapy's own functions on ports: across a cable, scapy talks to scapy."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -184,9 +186,21 @@ def test_a_port_that_stays_full_is_an_error(monkeypatch):
             socket.send(bytes(60))
 
 
-def test_a_socket_needs_a_port():
+@pytest.mark.parametrize("port", [None, 5])
+def test_a_socket_needs_a_port(port):
     with pytest.raises(TypeError, match="takes a port, or the address of one"):
-        PortSocket()
+        PortSocket(port)
+
+
+def test_an_interface_needs_a_port():
+    with pytest.raises(TypeError, match="PortInterface takes a port"):
+        PortInterface("sim:loopback")
+
+
+def test_without_scapy_it_says_what_is_missing():
+    code = "import sys; sys.modules['scapy'] = None; import pyvirtnet.scapy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"pyvirtnet.scapy needs scapy: {sys.executable} -m pip install scapy" in done.stderr
 
 
 def test_frames_as_bytes_memoryview_and_numpy(ports):

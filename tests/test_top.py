@@ -102,6 +102,20 @@ def test_the_command_tells_tables_and_json(
     assert "no process publishes ports" in capsys.readouterr().out
 
 
+def test_named_processes_are_looked_at_until_they_end(
+    other: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert other.stdin is not None
+    threading.Timer(0.3, other.stdin.close).start()
+    threading.Thread(target=other.wait).start()
+    assert top.main(["--interval", "0.05", "--json", str(other.pid)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["queues"][0]["pid"] == other.pid
+    assert top.main([str(other.pid)]) == 1
+    told = capsys.readouterr().err
+    assert f"there is no process {other.pid}" in told
+    assert "mend: " in told
+
+
 def test_without_a_terminal_it_says_once_that_nobody_publishes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

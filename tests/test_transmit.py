@@ -234,6 +234,13 @@ def test_one_bad_frame_and_nothing_is_sent(nic, bad, error, place):
     assert nic.transmitted() == good
 
 
+def test_what_is_no_frame_is_named(nic):
+    with pytest.raises(TypeError, match=r"^frame 1 is of type str; "):
+        nic.port.send_burst([frame(60), "x" * 60])
+    with pytest.raises(TypeError, match=r"^a part of frame 0 is of type NoneType; "):
+        nic.port.send_burst([(bytes(60), None)])
+
+
 @pytest.mark.rule("SPL-012")
 def test_a_bad_frame_behind_frames_in_flight(nic):
     """What was sent before stays sent; a wrapped ring is put back as it was."""

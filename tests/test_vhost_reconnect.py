@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import vhost_wire as wire
@@ -352,6 +353,14 @@ def test_a_client_waits_for_its_back_end(path, start):
     with open_port(f"{path}?wait=10") as port:
         round_trip(port)
     timer.join()
+
+
+@pytest.mark.parametrize(("what", "why"), [(Path.mkdir, "a directory"), (Path.touch, "no socket")])
+def test_something_else_is_at_the_path(what, why, path):
+    """The system says that the connection was refused, as of a back end that has died."""
+    what(Path(path))
+    with pytest.raises(NoSuchDevice, match=f"it is {why}\n.*iface="):
+        open_port(path)
 
 
 def test_nobody_there(path):

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..errors import Error
 from ..publishing import folder
 from ._command import FAILED, OK, Parser, number, program, run, seconds
 
@@ -31,7 +32,7 @@ _NOBODY = (
 def parser() -> Parser:
     made = Parser(prog=program("top"), description=__doc__)
     add = made.add_argument
-    add("pids", nargs="*", type=int, metavar="PID", help="these processes alone")
+    add("pids", nargs="*", type=int, metavar="PID", help="these processes alone, until they end")
     add("--interval", type=seconds, default=1.0, metavar="S", help="between two looks (1)")
     add("--count", type=number(1, 10**9), metavar="N", help="end after N looks")
     add("--json", action="store_true", help="an object a look, one a line")
@@ -45,9 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _watch(pids: Sequence[int], interval: float, looks: int | None, as_json: bool) -> int:
     before, quiet = look(pids), False
+    if pids and not before and not any(map(_alive, pids)):
+        raise Error(
+            "nothing to look at",
+            f"there is no process {' or '.join(map(str, pids))}",
+            "tools/top shows every process that publishes ports",
+        )
     for number_of_look in count(1):
         time.sleep(interval)
         now = look(pids)
+        if pids and not now and not any(map(_alive, pids)):
+            return OK  # they have ended
         rows = [row for one in now.values() for row in figures(one, before.get(one["pid"]))]
         if as_json:
             print(json.dumps({"queues": rows}), flush=True)
@@ -58,6 +67,10 @@ def _watch(pids: Sequence[int], interval: float, looks: int | None, as_json: boo
             break
         before = now
     return OK if rows else FAILED
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def look(pids: Sequence[int] = ()) -> dict[int, Snapshot]:

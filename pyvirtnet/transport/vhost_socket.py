@@ -61,6 +61,10 @@ class Client(Meeting):
         if isinstance(error, PermissionError):
             mend = f"give this user access: setfacl -m u:$USER:rw {self.path}"
             return NoPermission(what, why, mend)
+        if os.path.exists(self.path) and not stat.S_ISSOCK(os.stat(self.path).st_mode):
+            why = "it is a directory" if os.path.isdir(self.path) else "it is no socket"
+            mend = "name the back end's socket: what testpmd has as iface= of its net_vhost"
+            return NoSuchDevice(what, why, mend)
         vdev = f"dpdk-testpmd --vdev 'net_vhost0,iface={self.path}'"
         return NoSuchDevice(what, why, f"start the back end first, e.g. {vdev}")
 
