@@ -182,8 +182,12 @@ cdef class Burst:
 
     cdef Burst _like(self):
         global _making
-        _making = True
-        cdef Burst burst = type(self).__new__(type(self))
+        cdef Burst burst
+        _making = True  # and nothing below that a garbage collection might come in
+        if isinstance(self, RxBurst):
+            burst = RxBurst.__new__(RxBurst)
+        else:
+            burst = TxBurst.__new__(TxBurst)
         _making = False
         burst.store, burst.root = self.store, self.owner()
         return burst

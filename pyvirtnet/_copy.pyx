@@ -22,12 +22,23 @@ from ._pages cimport (
 )
 
 
+cdef extern from "Python.h":
+    int Py_EnterRecursiveCall(const char *where) except *
+    void Py_LeaveRecursiveCall()
+
+
 cdef object as_bytes(item, Py_ssize_t i, str what="frame"):
     """Something with a plain buffer: the item itself where it has one."""
     if isinstance(item, (tuple, list)):
-        return b"".join([as_bytes(part, i, "a part of frame") for part in item])
+        Py_EnterRecursiveCall(b" in the parts of a frame")
+        try:
+            return b"".join([as_bytes(part, i, "a part of frame") for part in item])
+        finally:
+            Py_LeaveRecursiveCall()
     try:
         view = memoryview(item)
+        if not isinstance(item, bytes) and "O" in view.format:  # addresses of Python's objects
+            raise TypeError
     except TypeError:
         raise TypeError(f"{what} {i} is of type {type(item).__name__}; frames are bytes-likes, "
                         "tuples of bytes-likes, or frames of a burst; bytes(packet) for scapy's"

@@ -65,6 +65,7 @@ cdef inline uint32_t _put_all(TxRing *tx, Burst rows, int *done) noexcept nogil:
 
 
 @cython.auto_pickle(False)
+@cython.no_gc_clear
 cdef class Sender:
     """The transmit queue of a pair, and how frames of any kind get into it."""
 

@@ -63,10 +63,10 @@ cdef class Probes:
         for length, table in tables.items():
             rows, i = table, self.sizes
             self.held.append(rows)  # and nobody resizes it
-            if i == 0:
-                self.at = rows.shape[1]
-            if rows.shape[0] < 1 or rows.shape[1] != self.at or self.at < 14 or self.at & 1:
+            width = rows.shape[1] if i == 0 else self.at
+            if rows.shape[0] < 1 or rows.shape[1] != width or not 14 <= width < 65536 or width & 1:
                 raise ValueError("headers are tables of rows of one even width")
+            self.at = width
             self.tables[i].length = length
             self.tables[i].flows = rows.shape[0]
             self.tables[i].rows = &rows[0, 0]
@@ -83,6 +83,7 @@ cdef class Probes:
         cdef Store *store = burst.store
         cdef uint32_t frame
         cdef Py_ssize_t i
+        self._check_tables()
         for i in range(burst.count):
             if store.lengths[burst.frame(i)] < self.at + PATTERN_AT:
                 raise ValueError(f"frame {i} has {store.lengths[burst.frame(i)]} bytes; a probe "

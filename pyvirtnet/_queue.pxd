@@ -20,9 +20,12 @@ cdef class QueuePair(Waiter):
     cdef double looked              # when
     cdef object rx_call, tx_call    # doorbells of devices in this process
     cdef RxBurst nothing            # the empty burst
+    cdef RxBurst kept               # received by a call that a doorbell's error ended
     cdef readonly Py_ssize_t index  # which pair of its port it is
 
     cdef RxBurst _poll(self, Py_ssize_t n)
+    cdef RxBurst _take_kept(self, Py_ssize_t n)
+    cdef int _call_rx_after(self, RxBurst burst) except -1
     cdef RxBurst _sleep(self, Py_ssize_t n, double seconds)
     cdef RxBurst _sleep_inside(self, Py_ssize_t n, double seconds)
     cdef inline int _begin(self) except -1

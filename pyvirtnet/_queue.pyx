@@ -69,6 +69,7 @@ _LIES = {
 
 
 @cython.auto_pickle(False)
+@cython.no_gc_clear  # its end needs the pool
 cdef class QueuePair(Waiter):
     """A receive queue and a transmit queue, and the pages both use.
 
@@ -154,8 +155,8 @@ cdef class QueuePair(Waiter):
         if self.waker is not None:
             self._sleeper()
         rx_refill(&self.rx, True)  # while no other thread gets in
+        self._call_rx()  # likewise: it would kick for the same buffers
         self.closed, self.away, self.armed = None, False, False
-        self._call_rx()
         self._call_sleeper()
 
     def _stop(self, why):
@@ -167,8 +168,11 @@ cdef class QueuePair(Waiter):
         self.closed, self.away, self.stopped, self.wake_fds = why, False, True, ()
         self.rx.bell.kind = self.tx.bell.kind = BELL_NONE  # the doorbell goes with the device
         self.rx.bell.due = self.tx.bell.due = 0
-        self._call_sleeper()
-        return self._let_go()
+        try:
+            self._call_sleeper()
+        finally:
+            gone = self._let_go()
+        return gone
 
     def _hold(self, why):
         """As `pause`, for a device that has yet to let go of the rings: they stay as they are."""
@@ -282,6 +286,8 @@ cdef class QueuePair(Waiter):
     cdef RxBurst _poll(self, Py_ssize_t n):
         cdef int pending
         cdef RxBurst burst
+        if self.kept is not None:
+            return self._take_kept(n)
         pending = rx_pending(&self.rx)
         if pending < 0:
             late_give_back(&self.rx, True)  # slots and pages, for who sends
@@ -297,7 +303,8 @@ cdef class QueuePair(Waiter):
         if self.rx.nhungry and enter(&self.tx_busy):  # out of pages: sent frames may hold some
             self.lent = True
             try:
-                self._call_rx()  # says where the driver is now, not after what follows (2.9)
+                # says where the driver is now, not after what follows (2.9)
+                self._call_rx_after(burst)
                 if tx_reclaim(&self.tx) > 0 and self.closed is None:
                     rx_refill(&self.rx, burst.count == 0)
             finally:
@@ -305,8 +312,26 @@ cdef class QueuePair(Waiter):
                 leave(&self.tx_busy)
         self.rx.stats.no_pages += self.rx.nhungry != 0
         if self.rx.bell.due:
-            self._call_rx()
+            self._call_rx_after(burst)
         return burst
+
+    cdef RxBurst _take_kept(self, Py_ssize_t n):
+        cdef RxBurst burst = self.kept
+        if burst.count > n:
+            self.kept = burst[n:]
+            return burst[:n]
+        self.kept = None
+        return burst
+
+    cdef int _call_rx_after(self, RxBurst burst) except -1:
+        """A doorbell that raises, as one that is a call may, does not lose what was received."""
+        try:
+            self._call_rx()
+        except BaseException:
+            if burst.count:
+                self.kept = burst
+            raise
+        return 0
 
     cdef RxBurst _receive(self, Py_ssize_t n, int pending):
         cdef uint32_t first = 0, slots = self._take_slots(min(n, <Py_ssize_t>pending), &first)

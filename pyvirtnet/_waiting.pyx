@@ -16,6 +16,7 @@ cdef enum:
 
 
 @cython.auto_pickle(False)
+@cython.no_gc_clear
 cdef class Waiter(Sender):
     """The receive queue of a pair, and who sleeps until something comes there."""
 

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from threading import RLock
 
+from ._attempt import Attempt
 from .dma import Memory, Region, memory
 
 
@@ -63,17 +64,15 @@ class Arena:
 
     def _settle(self) -> None:
         """See to what was returned; whoever has the lock does it after letting go."""
-        while self._returned and self._lock.acquire(blocking=False):
-            try:
-                if self._inside:
+        while self._returned:
+            with Attempt(self._lock) as mine:
+                if not mine or self._inside:
                     return
                 self._inside = True
                 try:
                     self._merge_returned()
                 finally:
                     self._inside = False
-            finally:
-                self._lock.release()
 
     def trim(self) -> None:
         """Give back the regions of which nothing is in use."""

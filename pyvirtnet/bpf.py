@@ -40,6 +40,8 @@ def compiled(expression: str) -> bytes:
     """The classic BPF program for `expression` on Ethernet frames."""
     if not isinstance(expression, str):
         raise TypeError(f"a filter is a string such as 'udp port 53', not {expression!r}")
+    if "\0" in expression:
+        raise ValueError(f"{expression!r} is no filter: it has a NUL in it")
     library = _library()
     program = _Compiled()
     handle = library.pcap_open_dead(_ETHERNET, _MOST)

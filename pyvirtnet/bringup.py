@@ -80,9 +80,15 @@ class BringUp:
     def _pair(self, index: int) -> QueuePair:
         """A queue pair; what stopped it, if it was stopped."""
         if not self._queues:
-            never = PortClosed(f"{self.name} is closed", "it is not open yet", "pyvirtnet.open()")
-            raise (self._down or never).copy()
+            raise self._gone()
+        if not 0 <= index < len(self._queues):
+            raise IndexError(f"{self.name} has {len(self._queues)} queue pairs, and no {index}")
         return self._queues[index]
+
+    def _gone(self) -> Error:
+        """Why the device is not live."""
+        never = PortClosed(f"{self.name} is closed", "it is not open yet", "pyvirtnet.open()")
+        return (self._down or never).copy()
 
     def _look(self) -> None:
         """A queue idles: see how the device is."""
@@ -104,7 +110,7 @@ class BringUp:
             self._go_live()
             self._control.start()
             self._start(bells)
-        except Exception:
+        except BaseException:
             try:
                 device.add_status(Status.FAILED)
                 device.reset()

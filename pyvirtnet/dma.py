@@ -29,6 +29,8 @@ PHYSICAL = os.sysconf("SC_PHYS_PAGES") * SMALL_PAGE  # bytes of memory that the 
 END_IOVA = 1 << 38  # half of what the smallest virtual IOMMU can address
 FIRST_IOVA = 4 << 30  # above the reserved MSI window, below the 39 bits of a small IOMMU
 _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_FAILED = ctypes.c_size_t(-1).value
 _MREMAP_TO = 0x3  # MREMAP_MAYMOVE, MREMAP_FIXED
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = _libc.mremap.restype = ctypes.c_size_t
@@ -55,11 +57,19 @@ class Region:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     def become_private(self) -> None:
-        """In a forked child: replace the shared memory by a copy of what it holds now."""
-        flags, access = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE
-        copy = _libc.mmap(0, self.size, access, flags, -1, 0)
-        if copy == ctypes.c_size_t(-1).value:
-            raise OSError(ctypes.get_errno(), "no memory for a forked process's copy of DMA memory")
+        """In a forked child: replace the shared memory by a copy of what it holds now.
+
+        Without memory for a copy, what the child writes is its own, and what it has not written
+        goes on to change with the parent's: OSError says so.
+        """
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        copy = _libc.mmap(0, self.size, access, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        if copy == _FAILED:
+            error = ctypes.get_errno()
+            flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+            if _libc.mmap(self.address, self.size, access, flags, self.fd, 0) == _FAILED:
+                os._exit(os.EX_OSERR)  # nothing of the child's may touch what the device uses
+            raise OSError(error, "no memory for a forked process's copy of DMA memory")
         view, done = memoryview((ctypes.c_char * self.size).from_address(copy)), 0
         while done < self.size:
             done += os.preadv(self.fd, [view[done:]], done)
@@ -158,11 +168,17 @@ class Memory:
     def forget(self) -> None:
         """In a forked child: no mapper is ours, and every region becomes a private copy."""
         self._mappers, self._lock, self._showing = [], RLock(), RLock()
+        failed = None
         for region in self.regions():
             region.final.detach()
-            region.become_private()
+            try:
+                region.become_private()
+            except OSError as error:  # the others are the parent's as well
+                failed = error
             os.close(region.fd)
         self._regions = weakref.WeakSet()
+        if failed is not None:
+            raise failed
 
     def _create(self, size: int) -> Region:
         if size > PHYSICAL:  # populating it would not fail: the kernel would kill processes
@@ -176,20 +192,26 @@ class Memory:
             try:
                 fd = memory_file(rounded, flags)
                 return Region(fd, rounded, page_size, iova)
-            except OSError as error:
+            except BaseException as error:
                 if fd is not None:
                     os.close(fd)
+                if not isinstance(error, OSError):
+                    raise
                 if flags == 0:
                     why = error.strerror or str(error)
                     raise self._out_of_memory(size, why, mend_of(error, LESS)) from error
         raise AssertionError("unreachable")
 
     def _create_together(self, size: int) -> Region:
-        pages = -(-size // HUGE_PAGE)
+        pages, fd = -(-size // HUGE_PAGE), None
         try:
             fd, iova = open_together(pages)
             return Region(fd, pages * HUGE_PAGE, HUGE_PAGE, iova)
-        except OSError as error:
+        except BaseException as error:
+            if fd is not None:
+                os.close(fd)
+            if not isinstance(error, OSError):
+                raise
             raise OutOfMemory(
                 f"cannot allocate {pages} huge pages that lie together in physical memory",
                 f"{error.strerror}; without an IOMMU the device needs such",

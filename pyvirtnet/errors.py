@@ -8,9 +8,9 @@ from typing import Self
 
 
 def _has_doors() -> bool:
-    """Whether there are `tools/`: in a clone, in what they run, and in the project's guests."""
-    places = (Path(__file__).parents[1] / "tools/bind", Path("/etc/pyvirtnet-guest"))
-    return "PYVIRTNET_PROJECT" in os.environ or any(place.exists() for place in places)
+    """Whether there are `tools/`: in a clone, and in what they run."""
+    door = Path(__file__).parents[1] / "tools/bind"
+    return "PYVIRTNET_PROJECT" in os.environ or door.exists()
 
 
 _COMMANDS = "tools/" if _has_doors() else "pyvirtnet "

@@ -8,13 +8,14 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
 from math import inf
 from threading import RLock
 from types import TracebackType
-from typing import NoReturn, Self, SupportsIndex
+from typing import Concatenate, NoReturn, ParamSpec, Self, SupportsIndex, TypeVar
 
+from ._attempt import Attempt
 from ._queue import QueuePair
 from .bringup import BringUp
 from .errors import DeviceGone, Error, FeatureMissing, PortClosed, QueueBusy
@@ -24,6 +25,33 @@ from .transport.base import Transport
 
 RETRY_SECONDS = 0.05  # between attempts to reach a device that is away
 LEAVE_SECONDS = 0.2  # for calls that were under way at a reset
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _change(method: Callable[Concatenate[Life, P], R]) -> Callable[Concatenate[Life, P], R]:
+    """Takes the device down or up; what comes in the middle of it is refused or put off."""
+
+    @wraps(method)
+    def change(self: Life, /, *args: P.args, **options: P.kwargs) -> R:
+        with self._care:
+            if self._changing:
+                raise QueueBusy(
+                    f"{self.name} cannot be reset", "a reset is under way", "let it finish first"
+                )
+            # Not by calls, after which a signal might come: a port that changes is never closed.
+            try:
+                self.__dict__["_changing"] = True
+                return method(self, *args, **options)
+            finally:
+                self.__dict__["_changing"] = False
+                if self._close_wanted:
+                    self._close_wanted = False
+                    self.close()
+
+    return change
 
 
 class Life(BringUp):
@@ -47,13 +75,17 @@ class Life(BringUp):
         self._reconnect = inf if reconnect is True else float(reconnect)
         self._gone_at: float | None = None  # while a device is away that may come back
         self._next_try = 0.0
-        self._closed = False
         self._changing = False  # reset() or a return of the device is under way
         self._close_wanted = False  # and close() was called in the middle of it
-        with self._change():
-            self._bring_up()
+        self._closed = False
+        self._open()
         _open_ports.add(self)
 
+    @_change
+    def _open(self) -> None:
+        self._bring_up()
+
+    @_change
     def reset(self) -> None:
         """Reset the device and start anew: after DeviceBroken, after DeviceGone once it is back,
         or to begin from empty rings.
@@ -61,48 +93,49 @@ class Life(BringUp):
         Frames in flight are lost; bursts and views stay as they are; counters go on. A pair that
         another call does not leave in time is replaced: take `queues` and `fileno()` anew.
         """
-        with self._care, self._change():
-            if self._closed:
-                raise PortClosed(f"{self.name} is closed", mend="open the port again")
-            mend = "call it again, of port.queues[i]; if it failed, port.reset() once more"
-            pairs = self._queues
-            self._take_down(PortClosed(f"{self.name} is closed", "the port is being reset", mend))
-            _await_calls(pairs)
-            self._transport.revive()
-            self._bring_up()
-            self._left.clear()
-            self._gone_at = None
+        if self._closed:
+            raise self._gone()
+        mend = "call it again, of port.queues[i]; if it failed, port.reset() once more"
+        pairs = self._queues
+        self._take_down(PortClosed(f"{self.name} is closed", "the port is being reset", mend))
+        _await_calls(pairs)
+        self._transport.revive()
+        self._bring_up()
+        self._left.clear()
+        self._gone_at = None
 
+    @_change
     def _restart(self, queue: QueuePair, size: int | None) -> None:
         """Reset one pair's rings, and only then let go of what the device held (2.6.1)."""
         if Feature.RING_RESET not in self._features.negotiated:
             raise self._no_ring_reset()
         rings, mend = (2 * queue.index, 2 * queue.index + 1), "call it again"
         why = PortClosed(f"{self.name} is closed", "a queue pair is being reset", mend)
-        with self._care, self._change():
-            memory = self._memory
-            if memory is None or queue not in self._queues:
-                raise (self._down or why).copy()
-            sizes = [memory.sizes[i] if size is None else operator.index(size) for i in rings]
-            least = least_ring(self._features.negotiated, self._max_frame)
-            for index, wanted in zip(rings, sizes, strict=True):
-                memory.check_size(index, wanted, least)
+        memory = self._memory
+        if memory is None or queue not in self._queues:
+            raise (self._down or why).copy()
+        sizes = [memory.sizes[i] if size is None else operator.index(size) for i in rings]
+        least = least_ring(self._features.negotiated, self._max_frame)
+        for index, wanted in zip(rings, sizes, strict=True):
+            memory.check_size(index, wanted, least)
+        try:
             if not queue._hold(why):
                 raise QueueBusy(
                     f"{self.name} cannot reset a queue pair",
                     "another thread is in one of its calls",
                     "let that call end first",
                 )
-            try:
-                for index in rings:
-                    self._transport.reset_queue(index)
-                queue._pause(why)
-                memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
-                self._start_pair(queue, *self._set_up_pair(queue, memory))
-            except BaseException as error:  # the device may go on writing: all of it has to stop
-                self._take_down(error if isinstance(error, Error) else why)
-                raise
-            self._control.restore(rings)
+            for index in rings:
+                self._transport.reset_queue(index)
+            queue._pause(why)
+            memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
+            self._start_pair(queue, *self._set_up_pair(queue, memory))
+        except QueueBusy:
+            raise
+        except BaseException as error:  # the device may go on writing: all of it has to stop
+            self._take_down(error if isinstance(error, Error) else why)
+            raise
+        self._control.restore(rings)
 
     def _no_ring_reset(self) -> FeatureMissing:
         why = "the device does not offer RING_RESET"
@@ -130,22 +163,6 @@ class Life(BringUp):
             _open_ports.discard(self)
             self._memory = None
             self._left.clear()
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        """Taking the device down and up again; what comes in between is refused or put off."""
-        if self._changing:
-            raise QueueBusy(
-                f"{self.name} cannot be reset", "a reset is under way", "let it finish first"
-            )
-        self._changing = True
-        try:
-            yield
-        finally:
-            self._changing = False
-            if self._close_wanted:
-                self._close_wanted = False
-                self.close()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError("a port is neither copied nor pickled: it has the device")
@@ -176,10 +193,10 @@ class Life(BringUp):
         except Error as error:
             if self._transport.may_write(error):
                 self._leave_memory()
-        queues, self._queues = self._queues, []
-        for queue in queues:
+        for queue in self._queues:  # they stay in the list: Ctrl-C in between, and all is repeated
             if not queue._stop(why):  # a call is under way: the next rings get memory of their own
                 self._memory = None
+        self._queues = []
         if self._changes is not None:
             self._changes.call()
         if isinstance(why, DeviceGone):
@@ -187,17 +204,15 @@ class Life(BringUp):
 
     def _look(self) -> None:
         """A queue idles. A device that has gone raises DeviceGone, or is waited for."""
-        if self._closed or not self._care.acquire(blocking=False):
+        if self._closed:
             return
-        try:
-            if self._changing:
+        with Attempt(self._care) as mine:
+            if not mine or self._changing:
                 return
             if self._gone_at is None:
                 self._check()
             if self._gone_at is not None and time.monotonic() >= self._next_try:
                 self._try_again(self._gone_at)
-        finally:
-            self._care.release()
 
     def _check(self) -> None:
         try:
@@ -216,11 +231,7 @@ class Life(BringUp):
 
     def _try_again(self, gone_at: float) -> None:
         try:
-            with self._change():
-                self._transport.revive(0.0)
-                self._bring_up()
-                self._left.clear()
-                self._gone_at = None
+            self._return()
         except Error as error:
             now = time.monotonic()
             self._next_try = now + RETRY_SECONDS
@@ -233,6 +244,17 @@ class Life(BringUp):
             )
             self._take_down(gone)
             raise gone from error
+
+    @_change
+    def _return(self) -> None:
+        why = PortClosed(f"{self.name} is closed", "its device is away", "wait until it is back")
+        for queue in self._queues:  # started, and then Ctrl-C came
+            if queue.pool is not None and not queue._pause(why):
+                return  # another thread is in a call: try later
+        self._transport.revive(0.0)
+        self._bring_up()
+        self._left.clear()
+        self._gone_at = None
 
     def _abandon(self) -> None:
         """In a forked child: the device is the parent's; only our copies of files go."""

@@ -7,7 +7,9 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
+from errno import EAGAIN
 from os import PathLike
 from typing import BinaryIO, NamedTuple, cast
 
@@ -54,6 +56,13 @@ class Reader:
         self.name, self.truncated = str(path), False
 
     def __iter__(self) -> Iterator[Packet]:
+        mine = copy(self)  # with a place in the file of its own
+        try:
+            yield from mine._run()
+        finally:
+            self.truncated = mine.truncated
+
+    def _run(self) -> Iterator[Packet]:
         self.truncated = False
         path = sys.stdin.fileno() if self.name == "-" else self.name
         with open(path, "rb", closefd=path == self.name) as file:
@@ -243,8 +252,13 @@ class Writer:
             self._put(_block(_STATISTICS, body + counts + _option(0, b"")))
 
     def _put(self, data: bytes) -> None:
-        self._file.write(data)
-        self.octets += len(data)
+        rest = memoryview(data)
+        while rest:  # a file without a buffer writes as much as it likes
+            done = self._file.write(rest)
+            if done is None:
+                raise BlockingIOError(EAGAIN, "a capture is written to a file that may wait")
+            self.octets += done
+            rest = rest[done:]
 
 
 def _option(code: int, value: bytes) -> bytes:

@@ -12,7 +12,7 @@ from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
 from .aio import Awaited
 from .arena import arena
 from .control import Events, Filters, Tuning
-from .errors import DeviceGone, Error, PortClosed
+from .errors import DeviceGone, Error
 from .life import Life
 from .negotiate import OFFLOADS, Features, parse, receive_mode
 from .nic import Link, Stats
@@ -149,7 +149,7 @@ class Port(Life, Awaited, Filters, Tuning, Events):
                 f"alloc_burst takes at least one frame, of {MIN_FRAME} to {MAX_SEGMENTED} bytes"
             )
         if self._closed:
-            raise PortClosed(f"{self.name} is closed", mend="open the port again")
+            raise self._gone()
         block = arena.take(n * tx_stride(size))
         return make_tx_burst(block, block.address, block.iova, n, size)
 

@@ -130,6 +130,11 @@ def test_a_wrong_expression_is_refused(expression):
         Filter(expression)
 
 
+def test_an_expression_goes_on_behind_a_nul():
+    with pytest.raises(ValueError, match="has a NUL in it"):
+        Filter("udp\0 this is no filter")
+
+
 def test_an_expression_is_a_text():
     with pytest.raises(TypeError, match="a filter is a string such as"):
         Filter(5)

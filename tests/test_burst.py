@@ -1,7 +1,9 @@
 """Bursts behave as lists of frames do, and as arrays of their heads."""
 
 import copy
+import gc
 import pickle
+from contextlib import suppress
 from operator import index
 
 import numpy as np
@@ -329,6 +331,30 @@ def test_only_ports_make_bursts_and_frames(kind):
     for make in (kind, lambda: kind.__new__(kind), lambda: object.__new__(kind)):
         with pytest.raises(TypeError):
             make()
+
+
+def test_bursts_picked_while_others_are_made(nic):
+    """A garbage collection came in the middle of a slice, and a finaliser sliced, too."""
+    burst = received(nic)
+    other, made = burst[:], []
+
+    class Late:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            made.append(other[1:3])
+            with suppress(TypeError):
+                made.append(RxBurst.__new__(RxBurst))
+
+    hoard = []
+    for number in range(20_000):
+        Late()
+        hoard.append((number,))
+        assert len(burst[1:]) == len(burst) - 1
+    gc.collect()
+    assert made
+    assert all(len(one) == 2 for one in made)
 
 
 @pytest.mark.parametrize("kind", [RxBurst, TxBurst, Frame])

@@ -174,6 +174,17 @@ def full_disk() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("words", ["--help", "pktgen tx --help", "doctor", "top 1 --count 1"])
+def test_a_stream_that_has_not_all_letters(words: str, encoding: str) -> None:
+    """Help and mends ended in a traceback."""
+    command = [sys.executable, "-P", "-m", "pyvirtnet", *words.split()]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert b"Error" not in done.stderr
+    assert done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_that_a_full_disk_does_not_take_is_one_line(
     name: str, capsys: pytest.CaptureFixture[str]

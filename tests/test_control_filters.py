@@ -1,5 +1,6 @@
 """Which frames arrive, by commands: receive modes, MAC addresses, VLANs."""
 
+import numpy as np
 import pytest
 from commands import ALL, GROUP, MODES, OTHER, OURS, arrives, to
 
@@ -153,6 +154,23 @@ def test_vlans(nic, port, unit):
     port.vlans.clear()
     assert len(port.vlans) == 0
     assert unit.commands[1] == (2, 0, b"\5\0")
+
+
+def test_vlans_are_a_set(port, unit):
+    """What its operators returned was a set without a port, and failed when it was looked at."""
+    port.vlans.add(np.int64(5))
+    assert port.vlans & {5, 6} == {5, 6} & port.vlans == {5}
+    assert port.vlans | {7} == {5, 7}
+    assert port.vlans - {5} == port.vlans ^ {5} == set()
+    port.vlans |= {9, 0}
+    assert unit.filter.vlans == port.vlans == {0, 5, 9}
+    port.vlans = [9, 11]
+    assert unit.filter.vlans == {9, 11}
+    with pytest.raises(ValueError, match="from 0 to 4095"):
+        port.vlans = [1, 4096]
+    for vlan in 4096, "5", None:
+        port.vlans.discard(vlan)  # it is not in there
+    assert unit.filter.vlans == {9, 11}
 
 
 @pytest.mark.parametrize("vlan", [-1, 4096, "5", 5.0, None])

@@ -1,7 +1,10 @@
 """A forked child keeps what it can read and cannot touch the device."""
 
+import mmap
 import os
+import resource
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +94,30 @@ def test_the_child_can_open_ports_of_its_own(held):
             assert bytes(port.recv_burst(1)[0]) == b"q" * 60
 
     assert in_child(check) == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_memory_for_a_copy(held):
+    """What the child wrote was then written for the parent, and for its device."""
+    parent, burst = held
+    rows, before = parent.alloc_burst(2, 60), bytes(burst[0])
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+    def check():
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        assert [line for line in maps if "memfd:pyvirtnet" in line and " rw-p " in line]
+        burst.heads[:] = 0xEE
+        rows.data[:] = 0xEE
+
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 18), limit[1]))
+    try:
+        status = in_child(check)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    assert status == 0
+    assert bytes(burst[0]) == before
+    assert not rows.data.any()
 
 
 def test_bursts_of_the_parent_are_not_sent_by_the_child(held):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from contextlib import suppress
 from itertools import product
 from typing import Any
 from unittest.mock import Mock
@@ -329,6 +330,31 @@ def test_a_reset_just_after_a_command(make_nic, monkeypatch, features) -> None:
 
 
 # ---- kicks -------------------------------------------------------------------------------------
+
+
+def test_a_reset_beside_a_thread_that_receives() -> None:
+    """Both kicked for the buffers of the new ring."""
+    errors: list[BaseException] = []
+
+    def receive() -> None:
+        try:
+            while not over:
+                with suppress(PortClosed):
+                    port.recv_burst(64)
+        except BaseException as error:
+            errors.append(error)
+
+    over: list[bool] = []
+    with pyvirtnet.open("sim:loopback") as port:
+        thread = threading.Thread(target=receive)
+        thread.start()
+        try:
+            for _ in range(300):
+                port.reset()
+        finally:
+            over.append(True)
+            thread.join()
+    assert errors == []
 
 
 def test_a_kick_that_another_thread_s_reset_has_overtaken() -> None:

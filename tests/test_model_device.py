@@ -231,4 +231,4 @@ def test_the_device_needs_no_memory_after_a_reset():
     driver.map.replace(())
     driver.memory.extend(b"grows only when nothing exports it")
     assert len(driver.memory) > SIZE
-    assert BASE not in driver.map._starts
+    assert BASE not in driver.map._pieces

@@ -3,6 +3,7 @@
 import ast
 import random
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,35 @@ def test_memory_is_looked_up_again_when_it_is_not_found():
         found.translate(0, 1)
     pieces.append((0, memoryview(bytearray(8))))
     assert found.translate(0, 8).nbytes == 8
+
+
+def test_pieces_that_come_and_go_in_several_threads():
+    """One's addition was another's loss, and what was removed came back."""
+    memory, wrong = MemoryMap(), []
+
+    def work(base):
+        try:
+            for _ in range(2000):
+                memory.add(base, view)
+                assert memory.translate(base, 16)
+                memory.remove(base)
+                with pytest.raises(LookupError):
+                    memory.translate(base, 16)
+        except BaseException as error:
+            wrong.append(error)
+
+    view = memoryview(bytearray(4096))
+    threads = [threading.Thread(target=work, args=(number << 20,)) for number in range(1, 5)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []
 
 
 def test_what_is_lent_twice_is_given_back_twice():

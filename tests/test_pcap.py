@@ -75,6 +75,30 @@ def test_we_read_what_we_write(tmp_path, burst, ng):
     assert found == [Packet(stamp, frame, len(frame)) for stamp, frame in EXPECTED]
 
 
+def test_a_file_read_twice_at_once(tmp_path, burst, ng):
+    """One reading took the packets of the other."""
+    (tmp_path / "file").write_bytes(write(burst, ng=ng))
+    reader = Reader(tmp_path / "file")
+    assert all(one == other for one, other in zip(reader, reader, strict=True))
+    assert [sum(1 for _ in reader) for _ in reader] == [len(EXPECTED)] * len(EXPECTED)
+
+
+def test_a_file_without_a_buffer_writes_as_much_as_it_likes(burst, ng):
+    """The rest was lost, and counted."""
+
+    class Slow(io.BytesIO):
+        def write(self, data):
+            return super().write(data[:1000])
+
+    file = Slow()
+    writer = Writer(file, ng=ng)
+    writer.write(burst, STAMP)
+    assert writer.octets == len(file.getvalue()) > sum(map(len, FRAMES))
+    file.write = lambda data: None  # it does not wait
+    with pytest.raises(BlockingIOError):
+        writer.write(burst, STAMP)
+
+
 @pytest.mark.parametrize("snaplen", [1, 2, 3, 4, 64, 128, 130, 1000])
 def test_no_more_of_a_frame_is_kept_than_asked_for(tmp_path, burst, ng, snaplen):
     found = read(tmp_path, write(burst, ng=ng, snaplen=snaplen))

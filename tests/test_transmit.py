@@ -241,6 +241,25 @@ def test_what_is_no_frame_is_named(nic):
         nic.port.send_burst([(bytes(60), None)])
 
 
+def test_a_list_in_itself(nic):
+    """It was followed until the stack ended, and the process with it."""
+    endless = []
+    endless.append(endless)
+    deep = bytes(60)
+    for _ in range(100_000):
+        deep = (deep,)
+    for item in endless, deep:
+        with pytest.raises(RecursionError):
+            nic.port.send_burst([item])
+    assert nic.port.tx_pending == 0
+
+
+def test_python_s_objects_are_no_bytes(nic):
+    """An array of them went out as their addresses."""
+    with pytest.raises(TypeError, match="is of type ndarray"):
+        nic.port.send_burst([np.array([object()] * 8)])
+
+
 @pytest.mark.rule("SPL-012")
 def test_a_bad_frame_behind_frames_in_flight(nic):
     """What was sent before stays sent; a wrapped ring is put back as it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"epilog": EPILOG, **options}, allow_abbrev=False)
+        open_streams()
 
     def exit(self, status: int = OK, message: str | None = None) -> NoReturn:
         """Help that could not be written is no success."""
@@ -71,7 +73,7 @@ def text(error: errors.Error) -> str:
 
 def run(name: str, work: Callable[[], int]) -> int:
     """The exit status of a command that ends in a number, an error, Ctrl-C or a full disk."""
-    open_closed()
+    open_streams()
     try:
         status = work()
     except errors.Error as error:
@@ -89,11 +91,19 @@ def run(name: str, work: Callable[[], int]) -> int:
     return delivered(program(name), status)
 
 
-def open_closed() -> None:
-    """What is said to a stream that was closed is lost, and no error."""
+def open_streams() -> None:
+    """What is said to a stream that was closed, or in letters that it has not, is no error."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def first_line(error: errors.Error) -> str:
+    """What an error says, without what mends it."""
+    return str(error).partition("\n")[0]
 
 
 def delivered(who: str, status: int) -> int:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from ..errors import Error
 from ..nic import Stats
 from ..port import Port
+from ._command import first_line
 from ._fwd_loop import Forwarder, Lane
 from ._live import Live
 from ._pktgen_report import change
@@ -37,10 +39,12 @@ class Report:
             sent = sum(lane.sent for lane in self._forwarder.lanes)
             self._live.show(f"{self._mode}: {frames} received, {sent} sent, {rate:.0f} pps")
 
-    def end(self) -> None:
-        """All figures, once the loop has ended."""
+    def end(self, error: Error | None = None) -> None:
+        """All figures, once the loop has ended, or an error has ended it."""
         self._live.clear()
         figures = self._figures()
+        if error is not None:
+            figures["error"] = first_line(error)
         for line in _lines(figures):
             print(line, file=self._out)
         self._out.flush()

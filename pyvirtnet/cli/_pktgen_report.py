@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from .._meter import Meter
 from ..errors import Error
 from ..nic import Stats
+from ._command import first_line
 from ._live import Live
 
 _COLUMNS = {  # heading: (width, what of a row, its format)
@@ -193,7 +194,7 @@ class Report:
             well = self.whole and not interrupted and error is None
             state: dict[str, Any] = {"ok": well, "interrupted": interrupted}
             if error is not None:
-                state["error"] = str(error).partition("\n")[0]
+                state["error"] = first_line(error)
             print(json.dumps({**self._about, "rows": rows, **state}), flush=True)
 
     def _cell(self, row: Row, name: str) -> str:

@@ -91,6 +91,7 @@ class Run:
     stop: Stop
     report: Report
     pace: Pace = field(default_factory=Pace)
+    error: Error | None = None  # that ended it
 
     def __post_init__(self) -> None:
         self.start()
@@ -174,12 +175,16 @@ def send(port: Port, mix: Mix, source: Stream | list[bytes], run: Run) -> Row:
 
 
 def receive(port: Port, run: Run, timed: bool = False) -> Row:
-    """Receive and verify what comes, from the first intact frame's stream."""
+    """Receive and verify what comes, from the first intact frame's stream; until `run.error`."""
     before, meter = port.stats, Meter()
     polls = full = 0
     last = run.began
     while run.sending(meter.received + meter.corrupt):
-        burst = port.recv_burst(run.bounds.burst, timeout=WAIT)
+        try:
+            burst = port.recv_burst(run.bounds.burst, timeout=WAIT)
+        except Error as error:
+            run.error = error
+            break
         intact = meter.check(burst)
         run.tick(len(burst))
         polls += 1

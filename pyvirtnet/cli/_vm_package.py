@@ -21,6 +21,11 @@ from ._vm_cross import recompile
 from ._vm_image import Image, cache, exclusive, project, say
 
 OURS = f"{sys.version_info.major}.{sys.version_info.minor}"
+_COMMAND = b"""#!/usr/bin/python3
+import sys
+from pyvirtnet.cli.main import main
+sys.exit(main())
+"""
 _KEPT = 8  # packages of earlier states of the sources
 _KEPT_BUILDS = 3  # build folders, of so many clones
 
@@ -56,7 +61,7 @@ def _sources() -> Iterator[Path]:
 
 
 def _key() -> str:
-    digest = hashlib.sha256(sys.version.encode())
+    digest = hashlib.sha256(sys.version.encode() + _COMMAND)
     for path in _sources():
         content = path.read_bytes()
         digest.update(f"{path.relative_to(project())} {len(content)}\n".encode())
@@ -86,6 +91,7 @@ def _build(archive: Path, image: Image) -> None:
         part = archive.with_suffix(".part")
         with open(part, "wb") as out, Archive(out) as writer:
             writer.tree(f"payload/root/usr/local/lib/python{image.python}/dist-packages", tree)
+            writer.file("payload/root/usr/local/bin/pyvirtnet", _COMMAND, 0o755)
         part.rename(archive)
     _prune("package-*.cpio", _KEPT)
     _prune("build-*", _KEPT_BUILDS)

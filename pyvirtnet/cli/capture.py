@@ -16,7 +16,7 @@ from ..errors import Error
 from ..pcap import SNAPLEN
 from ..port import Port
 from ._capture_files import Files
-from ._command import OK, Parser, number, program, run, seconds, watchable
+from ._command import OK, Parser, first_line, number, program, run, seconds, watchable
 from ._filter_words import add_filter, filter_of
 from ._live import Live
 from ._pktgen_report import change
@@ -24,6 +24,7 @@ from ._pktgen_traffic import Stop
 
 MIB = 1 << 20
 WAIT = 0.05  # seconds on the receive interrupt, at the most
+FLUSH = 0.25  # seconds until what was captured can be read, at the most
 
 _PORT = "0000:00:04.0 (bound to vfio-pci), vhost-user:/run/x.sock, or sim:loopback"
 
@@ -70,18 +71,24 @@ def _run(args: argparse.Namespace, wanted: Filter | None) -> int:
         pyvirtnet.open(args.port) as port,  # first: without it, no file is emptied
         Stop() as stop,
     ):
-        capture = Capture(port, _files(args), wanted)
+        capture, gone = Capture(port, _files(args), wanted), None
         try:
             capture.run(args, stop)
+        except Error as error:  # what came before it was written, and is worth telling
+            gone = error
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
             why = str(error.strerror)
             raise Error(f"cannot write {args.write}", why, "make room, or rotate files") from None
         figures = capture.figures(bool(stop.signal))
+    if gone is not None:
+        figures["error"] = first_line(gone)
     _say(figures)
     if args.json:
         print(json.dumps(figures), flush=True)
+    if gone is not None:
+        raise gone
     return 128 + stop.signal if stop.signal else OK
 
 
@@ -109,13 +116,23 @@ class Capture:
     def run(self, args: argparse.Namespace, stop: Stop) -> None:
         """Until the count is reached, the time is over or the user stops it."""
         began = time.monotonic()
+        try:
+            self._run(args, stop, began)
+        finally:
+            self.seconds = time.monotonic() - began
+            self._live.clear()
+            counts = change(self._port.stats, self._before, "rx_")
+            self._files.close(time.time_ns(), counts["rx_frames"], counts["rx_lost"])
+
+    def _run(self, args: argparse.Namespace, stop: Stop, began: float) -> None:
         end = began + args.time if args.time else float("inf")
-        left = args.count or float("inf")
-        while left > self.written and not stop.signal and time.monotonic() < end:
+        left, flush = args.count or float("inf"), began
+        while left > self.written and not stop.signal and (now := time.monotonic()) < end:
             burst = self._port.recv_burst(args.burst, timeout=min(WAIT, args.time or WAIT))
-            if len(burst) == 0:
+            if len(burst) == 0 or now >= flush:
                 self._files.flush()
-            else:
+                flush = now + FLUSH
+            if len(burst):
                 stamp = time.time_ns()
                 self.received += len(burst)
                 if self._wanted is not None:
@@ -126,10 +143,6 @@ class Capture:
                 self.written += len(burst)
             if self._live.due():
                 self._live.show(f"{self.received} received, {self.written} written")
-        self.seconds = time.monotonic() - began
-        self._live.clear()
-        counts = change(self._port.stats, self._before, "rx_")
-        self._files.close(time.time_ns(), counts["rx_frames"], counts["rx_lost"])
 
     def figures(self, interrupted: bool) -> dict[str, Any]:
         counts = change(self._port.stats, self._before, "rx_")

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 import pyvirtnet
 
+from ..errors import Error
 from ._command import OK, Parser, number, program, run, seconds, watchable
 from ._fwd_loop import MODES, Forwarder, Lane
 from ._fwd_report import Report
@@ -94,7 +95,11 @@ def _run(args: argparse.Namespace) -> int:
         with Stop() as stop:
             forwarder = Forwarder(lanes, stop, poll=args.poll)
             report = Report(args.mode, forwarder, args.json)
-            forwarder.run(args.count, args.time, report.live)
+            try:
+                forwarder.run(args.count, args.time, report.live)
+            except Error as error:  # what was counted before is worth having
+                report.end(error)
+                raise
         report.end()
         return 128 + stop.signal if stop.signal else OK
 

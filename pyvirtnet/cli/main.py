@@ -14,7 +14,7 @@ from types import ModuleType
 import pyvirtnet
 
 from ..errors import LibraryMissing
-from ._command import EPILOG, OK, USAGE, open_closed, run
+from ._command import EPILOG, OK, USAGE, open_streams, run
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    open_closed()
+    open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     match words[:1]:
         case []:

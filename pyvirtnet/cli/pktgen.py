@@ -148,7 +148,7 @@ def _run(args: argparse.Namespace) -> int:
 def _traffic(args: argparse.Namespace, ports: dict[str, Port], stop: Stop, report: Report) -> None:
     """A row for each size and rate; the frames of all rows are one stream."""
     if args.command == "rx":
-        report.add(_receive(args, ports[args.rx], stop, report))
+        _receive(args, ports[args.rx], stop, report)
         return
     tx, rx = ports[args.tx], ports.get(getattr(args, "rx", ""))
     job = Job(args, tx, rx, _source(args, tx, rx), stop, report)
@@ -158,15 +158,18 @@ def _traffic(args: argparse.Namespace, ports: dict[str, Port], stop: Stop, repor
             return
 
 
-def _receive(args: argparse.Namespace, port: Port, stop: Stop, report: Report) -> Row:
+def _receive(args: argparse.Namespace, port: Port, stop: Stop, report: Report) -> None:
     patience = args.timeout or (inf if args.time else SILENCE)
     run = Run(Bounds(args.count, args.time, args.burst or 64, patience), stop, report)
     row = receive(port, run, args.latency)
+    if run.error is not None:
+        report.add(row)
+        raise run.error
     if args.count and (row.received or 0) + (row.corrupt or 0) < args.count and not stop.signal:
         row.stalled = True
         why = f"nothing more arrives; gave up after {patience:g} s"
         report.note(why if run.stalled() else f"not all of {args.count} frames came in that time")
-    return row
+    report.add(row)
 
 
 @dataclass(frozen=True)

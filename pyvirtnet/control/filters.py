@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, MutableSet
 from contextlib import suppress
+from typing import Any
 
 from ..errors import Error
 from ..nic import Mac
@@ -26,11 +27,16 @@ class Vlans(MutableSet[int]):
 
     def discard(self, value: int) -> None:
         """Keep a VLAN out, if it was let in."""
-        vlan = vlan_of(value)
         self._control.require(Command.VLAN_DEL)
-        if vlan in self:
+        if value in self:
+            vlan = vlan_of(value)
             self._control.ask(Command.VLAN_DEL, struct.pack("<H", vlan))
             self._control.forget(("vlan", vlan))
+
+    @classmethod
+    def _from_iterable(cls, it: Iterable[Any]) -> set[Any]:
+        """What set operators return is a plain set."""
+        return set(it)
 
     def __contains__(self, value: object) -> bool:
         return value in set(self)
@@ -98,6 +104,15 @@ class Filters:
         at first; other ports receive all of them. A promiscuous device lets all in.
         """
         return Vlans(self._control)
+
+    @vlans.setter
+    def vlans(self, wanted: Iterable[int]) -> None:
+        """These and no others; `port.vlans |= {5}` assigns, too."""
+        numbers, here = {vlan_of(one) for one in wanted}, self.vlans
+        for vlan in numbers - here:
+            here.add(vlan)
+        for vlan in here - numbers:
+            here.discard(vlan)
 
     @property
     def mac(self) -> Mac:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from ..nic import Mac
 from ..spec import HashType
@@ -44,9 +45,10 @@ def mac_table(macs: Iterable[Mac]) -> bytes:
 
 
 def vlan_of(value: object) -> int:
-    if not isinstance(value, int) or not 0 <= value <= MAX_VLAN:
+    number = value.__index__() if isinstance(value, SupportsIndex) else -1
+    if not 0 <= number <= MAX_VLAN:
         raise ValueError(f"a VLAN is a number from 0 to {MAX_VLAN}, not {value!r}")
-    return int(value)
+    return number
 
 
 @dataclass(frozen=True)

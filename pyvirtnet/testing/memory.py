@@ -24,31 +24,36 @@ class MemoryMap:
         self, pieces: Iterable[Piece] = (), refresh: Callable[[], Iterable[Piece]] | None = None
     ) -> None:
         self._refresh = refresh
-        self._starts: list[int] = []
-        self._views: list[memoryview] = []
+        # Threads and finalisers map and unmap in the middle of each other: what there is, is in
+        # `_pieces`, and `_order` tells where to look, and may be out of date.
+        self._pieces: dict[int, memoryview] = {}
+        self._order: list[int] = []
         self.replace(pieces)
 
     def replace(self, pieces: Iterable[Piece]) -> None:
         """Map these pieces and nothing else."""
-        ordered = sorted(pieces, key=lambda piece: piece[0])
-        for (low, view), (high, _) in pairwise(ordered):
-            if low + view.nbytes > high:
-                raise ValueError(f"pieces at {low:#x} and {high:#x} overlap")
-        # Swapped whole: a finaliser may unmap memory in the middle of a translation.
-        self._starts, self._views = [iova for iova, _ in ordered], [view for _, view in ordered]
+        pieces = list(pieces)
+        _check_apart(pieces)
+        self._pieces = dict(pieces)
+        self._order = sorted(self._pieces)
 
     def add(self, iova: int, view: memoryview) -> None:
         """Map one more piece."""
-        self.replace([*zip(self._starts, self._views, strict=True), (iova, view)])
+        _check_apart([*self._pieces.items(), (iova, view)])
+        self._pieces[iova] = view
+        self._order = sorted(self._pieces)
 
     def remove(self, iova: int) -> None:
         """Unmap the piece that starts at `iova`."""
-        pieces = zip(self._starts, self._views, strict=True)
-        self.replace([(start, view) for start, view in pieces if start != iova])
+        self._pieces.pop(iova, None)
+        self._order = sorted(self._pieces)
 
     def translate(self, iova: int, length: int) -> memoryview:
         """The bytes at `iova`; LookupError if any of them is not DMA memory."""
         found = self._find(iova, length)
+        if found is None:
+            self._order = sorted(self._pieces)
+            found = self._find(iova, length)
         if found is None and self._refresh is not None:
             self.replace(self._refresh())
             found = self._find(iova, length)
@@ -57,13 +62,19 @@ class MemoryMap:
         return found
 
     def _find(self, iova: int, length: int) -> memoryview | None:
-        starts, views = self._starts, self._views
-        at = bisect_right(starts, iova) - 1
-        if at < 0:
+        order = self._order
+        at = bisect_right(order, iova) - 1
+        view = self._pieces.get(order[at]) if at >= 0 else None
+        if view is None:
             return None
-        offset = iova - starts[at]
-        view = views[at]
+        offset = iova - order[at]
         return view[offset : offset + length] if offset + length <= view.nbytes else None
+
+
+def _check_apart(pieces: Iterable[Piece]) -> None:
+    for (low, view), (high, _) in pairwise(sorted(pieces, key=lambda piece: piece[0])):
+        if low + view.nbytes > high:
+            raise ValueError(f"pieces at {low:#x} and {high:#x} overlap")
 
 
 def publish(memory: memoryview, offset: int, data: bytes) -> None:

@@ -13,6 +13,7 @@ from enum import IntEnum
 from math import inf
 from threading import RLock
 
+from .._attempt import Attempt
 from ..errors import DeviceBroken, DeviceGone, DeviceTimeout, Error
 
 ANSWER_SECONDS = 5.0
@@ -93,18 +94,16 @@ class Connection:
         """Raise if the back end has gone. One system call."""
         if self.failure is not None:
             raise self._gone(self.failure.why)
-        if not self._lock.acquire(blocking=False):
-            return  # who holds it will find out
         try:
-            if self._talking:
-                return
-            events = self._poller.poll(0)
-            if events and events[0][1] & ~select.POLLIN:
-                raise self._end("it closed the connection")
-            if events:
-                raise self._fail(self._broken("it sends what nobody asked for"))
+            with Attempt(self._lock) as mine:
+                if not mine or self._talking:
+                    return  # who holds it will find out
+                events = self._poller.poll(0)
+                if events and events[0][1] & ~select.POLLIN:
+                    raise self._end("it closed the connection")
+                if events:
+                    raise self._fail(self._broken("it sends what nobody asked for"))
         finally:
-            self._lock.release()
             self._catch_up()
 
     # Messages
@@ -183,38 +182,34 @@ class Connection:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        if not self._lock.acquire(timeout=ANSWER_SECONDS):
-            raise self._late("another thread is talking to it")
         try:
-            yield
+            with Attempt(self._lock, ANSWER_SECONDS) as mine:
+                if not mine:
+                    raise self._late("another thread is talking to it")
+                yield
         finally:
-            self._lock.release()
             self._catch_up()
 
     @property
     def interrupted(self) -> bool:
         """Is an exchange of this thread's under way, below on its stack?"""
-        if not self._lock.acquire(blocking=False):
-            return False  # it is another thread's
-        try:
-            return self._talking or self._composing
-        finally:
-            self._lock.release()
+        with Attempt(self._lock) as mine:
+            return mine and (self._talking or self._composing)
 
     def _catch_up(self) -> None:
-        while self._due and self._lock.acquire(blocking=False):
-            try:
-                if self._talking or self._composing:  # below on the stack, and catches up after it
+        while self._due:
+            with Attempt(self._lock) as mine:
+                # one that is below on the stack catches up after it
+                if not mine or self._talking or self._composing:
                     return
-                request, compose = self._due.popitem()
-                self._tell_composed(request, compose)
-            except KeyError:
-                return  # another thread was faster
-            except Error as error:
-                if self.failure is None:  # it refused: what it knows is not what it has to know
-                    self._fail(error)
-            finally:
-                self._lock.release()
+                try:
+                    request, compose = self._due.popitem()
+                    self._tell_composed(request, compose)
+                except KeyError:
+                    return  # another thread was faster
+                except Error as error:
+                    if self.failure is None:  # it refused: what it knows is not what it has to know
+                        self._fail(error)
 
     def _tell_composed(self, request: Request, compose: Composer) -> None:
         """What changes while it is composed is told afterwards."""

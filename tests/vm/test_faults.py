@@ -161,7 +161,7 @@ def test_unplugged_while_receiving(ports: tuple[Port, Port]) -> None:
     assert time.monotonic() - begin < 5
     assert PEER in error.what
     assert "the kernel wants it back: it is being unplugged" in error.why
-    assert f"tools/bind {PEER}, then port.reset()" in error.mend
+    assert f"pyvirtnet bind {PEER}, then port.reset()" in error.mend
     gone(PEER)
     for call in (lambda: rx.link, lambda: rx.recv_burst(1), lambda: rx.send_burst([bytes(60)])):
         with pytest.raises(DeviceGone, match="wants it back"):

@@ -216,7 +216,7 @@ class TestErrors:
             with pytest.raises(errors.NotBound) as caught:
                 VfioPciTransport(PEER)
             assert "virtio-pci" in caught.value.why
-            assert caught.value.mend == f"tools/bind {PEER}"
+            assert caught.value.mend == f"pyvirtnet bind {PEER}"
             (interface,) = (PCI / "devices" / PEER).glob("virtio*/net/*")
             with pytest.raises(errors.NotBound, match=PEER):
                 VfioPciTransport(interface.name)
@@ -262,7 +262,7 @@ class TestOrdinaryUser:
         text = outcome(*self.USER)
         assert text.startswith("NoPermission")
         assert f"{node()} belongs to root" in text
-        assert f"tools/bind {NIC} --user user" in text
+        assert f"pyvirtnet bind {NIC} --user user" in text
 
     def test_the_owner_of_the_node_may_open_it(self, own):
         assert outcome("prlimit", "--memlock=16777216", *self.USER).startswith("open")
