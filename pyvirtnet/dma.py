@@ -16,6 +16,7 @@ import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from threading import RLock
 
 from .errors import OutOfMemory, mend_of
@@ -47,12 +48,15 @@ class Region:
     iova     where every device sees it
     """
 
-    __slots__ = ("__weakref__", "_map", "address", "fd", "final", "iova", "page_size", "size")
+    __slots__ = (
+        "__weakref__", "_map", "address", "fd", "final", "iova", "owned", "page_size", "size",
+    )  # fmt: skip
 
     final: weakref.finalize[..., Region]  # unmaps it for devices and closes fd
 
     def __init__(self, fd: int, size: int, page_size: int, iova: int) -> None:
         self.fd, self.size, self.page_size, self.iova = fd, size, page_size, iova
+        self.owned = [fd]  # until it is closed, whoever does it
         self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | _MAP_POPULATE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
@@ -105,6 +109,7 @@ class Memory:
         self._regions: weakref.WeakSet[Region] = weakref.WeakSet()
         self._mappers: list[Mapper] = []
         self._next_iova = FIRST_IOVA
+        self._held: dict[int, tuple[weakref.ref[Region], list[int], int]] = {}  # by iova
         self._lock = RLock()  # of _next_iova
         self._showing = RLock()  # of which region has been shown to which mapper
 
@@ -113,44 +118,52 @@ class Memory:
 
         Huge pages are taken if enough are free, else ordinary pages.
         """
+        self._sweep()
         region = self._create(size)
-        with self._showing:
-            self._show(region)
-            region.final = weakref.finalize(
-                region, self._release, region.fd, region.iova, region.size
-            )
-            region.final.atexit = False  # at exit devices are reset and the kernel frees the memory
-            self._regions.add(region)
+        shown: list[Mapper] = []
+        try:
+            with self._showing:
+                self._show(region, shown)
+                region.final = weakref.finalize(
+                    region, self._release, region.owned, region.iova, region.size
+                )
+                region.final.atexit = False  # then devices are reset, and the kernel frees memory
+                self._held[region.iova] = weakref.ref(region), region.owned, region.size
+                self._regions.add(region)
+        except BaseException:
+            for mapper in shown:
+                mapper.unmap(region.iova, region.size)
+            _close(region.owned)
+            raise
         return region
 
-    def _show(self, region: Region) -> None:
-        mapped: list[Mapper] = []
-        try:
-            for mapper in tuple(self._mappers):  # a finaliser may close a port in between
-                if mapper in self._mappers:
+    def _show(self, region: Region, shown: list[Mapper]) -> None:
+        for mapper in tuple(self._mappers):  # a finaliser may close a port in between
+            if mapper in self._mappers:
+                try:
                     mapper.map(region)
-                    mapped.append(mapper)
-        except BaseException:
-            for mapper in mapped:
-                mapper.unmap(region.iova, region.size)
-            os.close(region.fd)
-            raise
+                except KeyboardInterrupt:  # perhaps after it was mapped
+                    with suppress(Exception):
+                        mapper.unmap(region.iova, region.size)
+                    raise
+                shown.append(mapper)
 
     def attach(self, mapper: Mapper) -> None:
         """Show every region, present and future, to `mapper`."""
         mapped: list[Region] = []
-        with self._showing:
-            try:
+        try:
+            with self._showing:
                 # Until there is none that a signal handler has allocated meanwhile.
                 while missing := [region for region in self.regions() if region not in mapped]:
                     for region in missing:
                         mapper.map(region)
                         mapped.append(region)
-            except BaseException:
-                for region in mapped:
-                    mapper.unmap(region.iova, region.size)
-                raise
-            self._mappers.append(mapper)
+                self._mappers.append(mapper)
+        except BaseException:
+            self.detach(mapper)
+            for region in mapped:
+                mapper.unmap(region.iova, region.size)
+            raise
 
     def detach(self, mapper: Mapper) -> None:
         """Forget `mapper`; the caller has reset its devices, and closing it unmaps everything."""
@@ -175,8 +188,8 @@ class Memory:
                 region.become_private()
             except OSError as error:  # the others are the parent's as well
                 failed = error
-            os.close(region.fd)
-        self._regions = weakref.WeakSet()
+            _close(region.owned)
+        self._regions, self._held = weakref.WeakSet(), {}
         if failed is not None:
             raise failed
 
@@ -235,12 +248,30 @@ class Memory:
     def _out_of_memory(self, size: int, why: str, mend: str = LESS) -> OutOfMemory:
         return OutOfMemory(f"cannot allocate {-(-size // 1024)} KiB of DMA memory", why, mend)
 
-    def _release(self, fd: int, iova: int, size: int) -> None:
-        try:
-            for mapper in tuple(self._mappers):
+    def _release(self, owned: list[int], iova: int, size: int) -> None:
+        failed = None
+        for mapper in tuple(self._mappers if owned else ()):
+            try:
                 mapper.unmap(iova, size)
-        finally:
-            os.close(fd)
+            except Exception as error:  # the others have it, too
+                failed = error
+        _close(owned)
+        self._held.pop(iova, None)
+        if failed is not None:
+            raise failed
+
+    def _sweep(self) -> None:
+        """Release what Ctrl-C kept a finaliser from releasing."""
+        for iova, (region, owned, size) in list(self._held.items()):
+            if owned and region() is None:
+                self._release(owned, iova, size)
+
+
+def _close(owned: list[int]) -> None:
+    while owned:
+        fd = owned[-1]
+        del owned[-1]  # no call, and so no Ctrl-C, until it is closed
+        os.close(fd)
 
 
 memory = Memory()

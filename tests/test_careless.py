@@ -12,6 +12,7 @@ import pytest
 from nic import Nic, finish, frames
 
 import pyvirtnet
+from pyvirtnet import dma
 from pyvirtnet._burst import Burst
 from pyvirtnet._pages import PagePool
 from pyvirtnet._queue import QueuePair
@@ -25,6 +26,7 @@ from pyvirtnet.cli._fuzz_evil import (
     EvilIndex,
     EvilItems,
 )
+from pyvirtnet.transport.base import Doorbell
 
 
 @pytest.mark.parametrize("kind", [Burst, pyvirtnet.RxBurst, pyvirtnet.TxBurst, pyvirtnet.Frame])
@@ -38,6 +40,28 @@ def test_objects_without_memory_cannot_be_made(kind):
 def test_there_are_no_subclasses(kind):
     with pytest.raises(TypeError):
         type("Mine", (kind,), {})
+
+
+def test_a_live_queue_pair_in_a_cycle_ends_with_its_pool():
+    """The pool was taken from it before it gave its pages back."""
+
+    class Bell:
+        def __call__(self, value):
+            pass
+
+    def live():
+        pool = PagePool(dma.memory.allocate(1 << 20), 1 << 16, 64, 64, 64)
+        pair = QueuePair("x", print)
+        pair._set_up(pool, 0, 16, 8192, 16, mergeable=True, max_frame=1514)
+        bell = Bell()
+        bell.pair = pair
+        pair._start(Doorbell("call", bell, 0), Doorbell("call", bell, 0), -1)
+
+    gc.collect()
+    regions = len(list(dma.memory.regions()))
+    live()
+    gc.collect()
+    assert len(list(dma.memory.regions())) == regions
 
 
 def test_a_queue_pair_that_was_never_set_up_is_closed():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from types import CodeType, FrameType
 from typing import Any
 
@@ -23,6 +25,42 @@ from pyvirtnet.transport.sim import SimTransport
 from pyvirtnet.wakeup import WakeUp
 
 __all__ = ["path", "start"]  # fixtures
+
+
+@pytest.fixture
+def in_finalisers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt there is told and not raised; nobody keeps it, nor what its frames hold."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+
+
+class Point:
+    """KeyboardInterrupt at one of the points where the interpreter looks at signals: as a function
+    is entered, and when a built-in one has returned."""
+
+    def __init__(self, number: int) -> None:
+        self.left, self.reached = number, False
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event in ("call", "c_return"):
+            if self.left == 0:
+                sys.setprofile(None)
+                self.reached = True
+                raise KeyboardInterrupt
+            self.left -= 1
+
+
+def broken_off(work: Callable[[], object], number: int) -> bool:
+    """Whether `work` has such a point, at which it is then broken off."""
+    point = Point(number)
+    before = sys.getprofile()
+    sys.setprofile(point)
+    try:
+        work()
+    except KeyboardInterrupt:  # not `suppress`, which has points of its own
+        pass
+    finally:
+        sys.setprofile(before)
+    return point.reached
 
 
 @contextmanager
@@ -130,7 +168,7 @@ def test_a_reset_that_is_broken_off_is_over(event) -> None:
         port.send_burst([bytes(60)])
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in finalisers
+@pytest.mark.usefixtures("in_finalisers")
 def test_signals_at_any_time() -> None:
     """Real ones, all over reset() and close(): each can be repeated, and the books are right."""
 
@@ -166,6 +204,59 @@ def test_signals_at_any_time() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+def two_pairs() -> Port:
+    """With a waker each, and frames on the way."""
+    port = pyvirtnet.open("sim:loopback?queue_size=16&pairs=2", queue_pairs=2)
+    for pair in port.queues:
+        pair.fileno()
+    assert port.send_burst([bytes(60)] * 3) == 3
+    return port
+
+
+@pytest.mark.usefixtures("in_finalisers")
+def test_reset_at_every_point() -> None:
+    """It can be repeated, and the books are right, wherever it was broken off: a third of them."""
+    for number in count(0, 3):
+        port = two_pairs()
+        done = not broken_off(port.reset, number)
+        port.reset()
+        pages, free, posted = books(port)
+        assert (free + posted, port.stats.rx_lost, port.tx_pending) == (pages, 3, 0)
+        assert port.send_burst([bytes(60)]) == len(port.recv_burst(2)) == 1
+        pairs = port.queues
+        port.close()
+        for pair in pairs:
+            with pytest.raises(PortClosed):
+                pair.send_burst([])
+        if done:
+            assert number > 50
+            return
+
+
+@pytest.mark.usefixtures("in_finalisers")
+def test_close_at_every_point() -> None:
+    """It can be repeated, and leaves nothing."""
+    two_pairs().close()
+    gc.collect()
+    files, mappers = descriptors(), len(dma.memory._mappers)
+    for number in count():
+        port = two_pairs()
+        pairs = port.queues
+        done = not broken_off(port.close, number)
+        port.close()
+        for pair in pairs:
+            with pytest.raises(PortClosed):
+                pair.send_burst([])
+        del port, pairs, pair
+        if descriptors() != files:  # what is broken off may lie in a cycle
+            gc.collect()
+            dma.memory._sweep()
+        assert (descriptors(), len(dma.memory._mappers)) == (files, mappers)
+        if done:
+            assert number > 50
+            return
+
+
 # ---- a look at the device ------------------------------------------------------------------------
 
 
@@ -193,7 +284,7 @@ def test_a_lock_is_taken_and_let_go_of() -> None:
     assert theirs[2:] == [True, True]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("in_finalisers")
 def test_a_look_that_is_broken_off_keeps_no_lock() -> None:
     def interrupt(*_: object) -> None:
         raise InterruptedError

@@ -155,7 +155,6 @@ class SimTransport(Transport, dma.Mapper):
     def close(self) -> None:
         if self.closed:
             return
-        self.closed = True
         try:
             self.device.write_status(0)
         finally:
@@ -163,6 +162,7 @@ class SimTransport(Transport, dma.Mapper):
             self._memory.replace(())
             self.device.translate = self.device.interrupt = None
             self._close_fds()
+            self.closed = True  # not before: Ctrl-C may come in between
 
     def abandon(self) -> None:
         self.closed = True
@@ -170,9 +170,10 @@ class SimTransport(Transport, dma.Mapper):
         self._close_fds()
 
     def _close_fds(self) -> None:
-        for fd in self._fds.values():
+        for index in list(self._fds):
+            fd = self._fds[index]
+            del self._fds[index]  # no call, and so no Ctrl-C, until it is closed
             os.close(fd)
-        self._fds.clear()
 
     def _interrupt(self, index: int | None) -> None:
         fd = self._fds.get(index)

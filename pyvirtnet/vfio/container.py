@@ -62,9 +62,8 @@ class Container(Iommu):
     def close_device(self, function: Function) -> None:
         with self._lock:
             for number, group in list(self._groups.items()):
-                if function.bdf in group.functions:
-                    group.functions.remove(function.bdf)
-                    self._leave(number)
+                group.functions.discard(function.bdf)
+                self._leave(number)
 
     def map(self, region: Region) -> None:
         problems.check_mapping(region, self._limits)

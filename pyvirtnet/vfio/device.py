@@ -54,6 +54,7 @@ class Device:
         self._config = NO_REGION
         self._flags = 0
         self._file: File = iommu.open_device(function)
+        self._ours = True
         try:
             answer = query(self._file, uapi.DEVICE_GET_INFO, uapi.DeviceInfo())
             self._flags = uapi.DeviceInfo.from_buffer(answer).flags
@@ -157,7 +158,9 @@ class Device:
                 with suppress(OSError, Error, ValueError):  # gone, or never quite there
                     stop()
             self._release()
+        if self._ours:  # not with the file: Ctrl-C may come in between, and close() again
             self._iommu.close_device(self._function)
+            self._ours = False
 
     def lose(self, why: DeviceGone) -> None:
         """It has gone, or is wanted back: let go of it, and say so from now on."""
