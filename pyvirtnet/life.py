@@ -72,7 +72,7 @@ class Life(BringUp):
         super().__init__(
             transport, ring_size=ring_size, pages=pages, wanted=wanted, queue_pairs=queue_pairs
         )
-        self._reconnect = inf if reconnect is True else float(reconnect)
+        self._reconnect = inf if reconnect is True else float(reconnect or transport.reconnect)
         self._gone_at: float | None = None  # while a device is away that may come back
         self._next_try = 0.0
         self._changing = False  # reset() or a return of the device is under way

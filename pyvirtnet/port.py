@@ -35,7 +35,8 @@ def open(
     """Open a NIC: "0000:00:04.0" (bound to vfio-pci), "vhost-user:/path" for a device that is a
     process, or "sim:loopback" for one without hardware.
 
-    "vhost-user:/path?server=on&wait=30": the back end connects to us, within so many seconds.
+    "vhost-user:/path?server=on&wait=30": the back end connects to us, within so many seconds;
+    "&reconnect=on", or "&reconnect=10", is `reconnect`.
 
     ring_size   entries of each ring, a power of two; the device's own size if not given
     pages       pages of 4096 bytes, of each queue pair, for what is received and for copies of
@@ -119,6 +120,7 @@ class Port(Life, Awaited, Filters, Tuning, Events):
         """Queue frames for transmission; how many were taken, always a prefix. Never blocks.
 
         Bursts and frames are sent from where they lie; bytes-likes and tuples of them are copied.
+        An iterator gives up one frame more than were taken if they were not all: use a list.
         Raises ValueError or TypeError for what is no frame, and then has sent nothing;
         DeviceBroken, DeviceGone, PortClosed, QueueBusy.
         """

@@ -20,6 +20,7 @@ from scapy.layers.l2 import Ether
 import pyvirtnet
 from pyvirtnet import Port, checksums_ok
 from pyvirtnet._meter import Meter
+from pyvirtnet.cli._command import WrongUsage
 from pyvirtnet.cli._pktgen_frames import Template, build
 from pyvirtnet.cli._pktgen_options import Mix, rate, sizes, vary
 from pyvirtnet.cli._pktgen_pace import FREE, Pace
@@ -482,6 +483,19 @@ def test_plain_frames_are_whole(port: Port, layers: str, size: int) -> None:
     assert [len(one) for one in made] == [size]
     assert port.send_burst(made) == 1
     assert checksums_ok(port.recv_burst(1)).all()
+
+
+@pytest.mark.parametrize("size", [58, 60, 64])
+def test_plain_frames_have_no_room_for_a_number(port: Port, size: int) -> None:
+    """Those of 60 bytes with TCP headers were refused."""
+    plain = Plain(build("ipv4/tcp", DST, SRC), [])
+    plain.check(Mix.of(size))
+    (content,) = plain.frames(Mix.of(size))
+    assert len(content) == size
+    assert port.send_burst([content]) == 1
+    assert checksums_ok(port.recv_burst(1)).all()
+    with pytest.raises(WrongUsage, match="57 bytes: headers and payload of such a frame take 58"):
+        plain.check(Mix.of(57))
 
 
 def test_plain_headers_that_there_is_no_room_for_are_told(tool: Tool) -> None:

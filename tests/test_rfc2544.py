@@ -135,6 +135,7 @@ def test_all_tests_on_a_cable(capsys: pytest.CaptureFixture[str], tmp_path: Path
     status, found, err = run(capsys, *ends, *words)
     assert status == 0
     assert [one["mix"] for one in found["sizes"]] == ["60", "imix"]
+    assert "| imix |" in (tmp_path / "report.md").read_text()  # not its mean, as if it were a size
     for one in found["sizes"]:
         assert one["top_pps"] == 1000
         assert 0 < one["throughput"]["pps"] <= 1000

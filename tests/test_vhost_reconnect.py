@@ -339,6 +339,28 @@ def test_a_device_that_comes_back_without_packed_rings(path, start, options):
             port.reset()
 
 
+@pytest.mark.parametrize("words", ["on", "30", "on&wait=0"])
+def test_an_address_that_reconnects(path, start, words):
+    """For commands, which have no reconnect=."""
+    back_end = start()
+    with open_port(f"{path}?reconnect={words}") as port:
+        back_end.kill()
+        until(lambda: not port.info()["posted_pages"], lambda: port.recv_burst(32))
+        start()
+        until(lambda: port.info()["posted_pages"], lambda: port.recv_burst(32))
+        round_trip(port)
+
+
+def test_an_address_that_does_not(path, start):
+    back_end = start()
+    with open_port(f"{path}?reconnect=off") as port:
+        back_end.kill()
+        assert "?reconnect=on" in str(poll_until_error(port))
+    for words in "yes", "-1", "":
+        with pytest.raises(NoSuchDevice, match=f"reconnect={words} is not known"):
+            open_port(f"{path}?reconnect={words}")
+
+
 def test_reconnecting_is_for_back_ends():
     with pytest.raises(ValueError, match="vhost-user"):
         pyvirtnet.open("sim:loopback", reconnect=True)

@@ -201,11 +201,12 @@ class Template:
         """Bytes of the smallest frame that has room for a probe."""
         return self.at + PROBE_BYTES
 
-    def check(self, sizes: Sequence[int]) -> None:
-        """Raises WrongUsage where the smallest of `sizes` has no room for a probe."""
-        if min(sizes) < self.least:
-            why = f"headers and number of such a frame take {self.least}"
-            mend = f"--size {self.least} or more"
+    def check(self, sizes: Sequence[int], payload: int = PROBE_BYTES) -> None:
+        """Raises WrongUsage where the smallest of `sizes` has no room for a probe, or `payload`."""
+        if min(sizes) < (least := self.at + payload):
+            what = "number" if payload == PROBE_BYTES else "payload"
+            why = f"headers and {what} of such a frame take {least}"
+            mend = f"--size {least} or more"
             raise WrongUsage(f"cannot send {min(sizes)} bytes", why, mend)
 
     def tables(self, sizes: Iterable[int], varies: list[Vary]) -> dict[int, Bytes]:

@@ -14,6 +14,7 @@ from ._pktgen_frames import Template
 from ._pktgen_options import MAX_VALUES, Mix, Vary, flows
 from ._pktgen_sender import FRAMES_MEMORY, check_memory
 
+PAYLOAD = 4  # bytes at least, see `_payload`
 PLAIN_TYPE = 0x88B6  # IEEE 802's second one for local experiments: rx expects probes of the first
 
 
@@ -24,10 +25,14 @@ class Plain:
     header: bytes
     varies: list[Vary]
 
+    def check(self, mix: Mix) -> None:
+        """Raises WrongUsage for sizes that headers do not leave room in."""
+        Template(self.header).check(mix.sizes, PAYLOAD)
+
     def frames(self, mix: Mix) -> list[bytes]:
         """A round: the sizes of a mix in turn, and each header once at least, if there is room."""
         template = Template(self.header)
-        template.check(mix.sizes)
+        self.check(mix)
         tables = template.tables(mix.sizes, self.varies)
         turns = zip(range(self._count(mix)), cycle(mix.sizes), strict=False)
         return [

@@ -15,7 +15,7 @@ Result = dict[str, Any]  # of one frame size
 
 def line(result: Result) -> str:
     """One size's figures in a line."""
-    parts = [f"{result['size']:>6}"]
+    parts = [f"{result['mix']:>6}"]
     if "throughput" in result:
         found = result["throughput"]
         parts.append(f"{found['pps']:>10.0f} pps  {found['gbps']:7.3f} Gb/s  ({found['limit']})")
@@ -47,7 +47,7 @@ def page(results: Result) -> str:
     if any("throughput" in one for one in rows):
         lines += ["| size | frames a second | Gb/s | held back by |", "| --- | --- | --- | --- |"]
         lines += [
-            f"| {one['size']} | {one['throughput']['pps']:.0f} | {one['throughput']['gbps']:.3f} "
+            f"| {one['mix']} | {one['throughput']['pps']:.0f} | {one['throughput']['gbps']:.3f} "
             f"| {one['throughput']['limit']} |"
             for one in rows
             if "throughput" in one
@@ -56,7 +56,7 @@ def page(results: Result) -> str:
         names = ("min", "p50", "p90", "p99", "p99.9", "max", "jitter")
         lines += ["", f"| size | load | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
         lines += [
-            f"| {one['size']} | {load['load']} % | "
+            f"| {one['mix']} | {load['load']} % | "
             + " | ".join(f"{load['latency_us'].get(name, 0):.1f}" for name in names)
             + " |"
             for one in rows
@@ -66,14 +66,14 @@ def page(results: Result) -> str:
     if any("loss" in one for one in rows):
         lines += ["", "| size | frames a second | lost, % |", "| --- | --- | --- |"]
         lines += [
-            f"| {one['size']} | {at['pps']:.0f} | {at['loss_percent']:.3f} |"
+            f"| {one['mix']} | {at['pps']:.0f} | {at['loss_percent']:.3f} |"
             for one in rows
             for at in one.get("loss", [])
         ]
     if any("back_to_back" in one for one in rows):
         lines += ["", "| size | longest burst without loss |", "| --- | --- |"]
         lines += [
-            f"| {one['size']} | {_burst(one['back_to_back'])} |"
+            f"| {one['mix']} | {_burst(one['back_to_back'])} |"
             for one in rows
             if "back_to_back" in one
         ]
@@ -157,7 +157,7 @@ def _latency(rows: list[Result]) -> list[Curve]:
 def _loss(rows: list[Result]) -> list[Curve]:
     return [
         (
-            f"{one['size']} bytes",
+            f"{one['mix']} bytes",
             [at["pps"] for at in one["loss"]],
             [at["loss_percent"] for at in one["loss"]],
         )

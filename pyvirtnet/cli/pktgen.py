@@ -215,7 +215,9 @@ def _plan(job: Job) -> list[tuple[Mix, float | None]]:
     mixes = _mixes(args, source)
     for mix in mixes:
         check_sizes(list(mix.sizes), job.tx, job.rx)
-        if not isinstance(source, Recorded):
+        if isinstance(source, Plain):
+            source.check(mix)
+        elif isinstance(source, Stream):
             Template(source.header).check(mix.sizes)
     line_rate = args.line or ((job.tx.link.speed or 0) * 1e6 or None)
     rows = [

@@ -48,6 +48,7 @@ class Transport(ABC):
     name: str
     default_ring_size: int | None = None  # where the device leaves the size to us
     reconnects: bool = False  # the device may go away and come back: `revive`
+    reconnect: float = 0.0  # seconds that it may be away, as its address says
     no_control_queue: str = ""  # why there can be none
     ring_alignment: int = 0  # of the device area, for legacy devices (2.7.2)
     plain_header_bytes: int = 12  # of the virtio header without MRG_RXBUF (5.1.6)

@@ -287,7 +287,10 @@ def parse_options(address: str, query: str) -> dict[str, Any]:
             else:
                 features = features & ~mask(key) | (mask(key) if _switch(text) else 0)
         except (KeyError, ValueError) as error:
-            mend = f"options: {', '.join(_OPTIONS)}; or a feature, on or off: {features_known}"
+            mend = (
+                f"options, joined by &: {', '.join(_OPTIONS)}; "
+                f"or a feature, on or off: {features_known}"
+            )
             raise NoSuchDevice(
                 f"no simulator {address!r}",
                 f"option {key}={text} is not known or not possible",

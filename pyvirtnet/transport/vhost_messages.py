@@ -22,7 +22,10 @@ _HEADER = struct.Struct("<III")  # request, flags, size
 _VERSION, _REPLY, _NEED_REPLY = 1, 1 << 2, 1 << 3
 _VERSION_MASK = 3
 _MAX_PAYLOAD = 4096
-_MEND = "start the back end again, then port.reset(); reconnect=True does it by itself"
+_MEND = (
+    "start the back end again, then port.reset(); "
+    "an address with ?reconnect=on, or open(..., reconnect=True), does it by itself"
+)
 Composer = Callable[[], tuple[bytes, Sequence[int]]]
 
 

@@ -8,6 +8,7 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from math import inf
 from urllib.parse import parse_qsl
 
 from ..errors import DeviceBusy, Error, NoPermission, NoSuchDevice
@@ -18,6 +19,8 @@ RETRY_SECONDS = 0.05
 
 class Meeting(ABC):
     """A socket path at which front end and back end meet, any number of times in turn."""
+
+    reconnect: float = 0.0  # seconds that a back end may be away, as the address says
 
     def __init__(self, path: str, wait: float) -> None:
         self.path, self.wait = path, wait
@@ -141,29 +144,36 @@ class Server(Meeting):
 
 
 def parse(address: str) -> Meeting:
-    """`/path`, with `?server=on` for a back end that connects to us, `wait=SECONDS` for it."""
+    """`/path`, with `?server=on` for a back end that connects to us, `wait=SECONDS` for it, and
+    `reconnect=on`, or so many seconds, for one that may go and come back."""
     path, _, query = address.partition("?")
-    server, wait = False, None
+    server, wait, reconnect = False, None, 0.0
     for key, text in parse_qsl(query, keep_blank_values=True):
         try:
             if key == "server":
                 server = {"on": True, "off": False}[text]
             elif key == "wait":
                 wait = _seconds(text)
+            elif key == "reconnect":
+                reconnect = {"on": inf, "off": 0.0}[text] if text[:1] == "o" else _seconds(text)
             else:
                 raise KeyError(key)
         except (KeyError, ValueError) as error:
             raise NoSuchDevice(
                 f"no vhost-user address {address!r}",
                 f"option {key}={text} is not known or not possible",
-                "vhost-user:/path, options ?server=on&wait=SECONDS",
+                "vhost-user:/path, options ?server=on&wait=SECONDS&reconnect=on",
             ) from error
     if not path:
         what = f"no vhost-user address {address!r}"
         raise NoSuchDevice(what, "it has no path", "vhost-user:/path of a back end's socket")
+    made: Meeting
     if server:
-        return Server(path, SERVER_WAIT if wait is None else wait)
-    return Client(path, wait or 0.0)
+        made = Server(path, SERVER_WAIT if wait is None else wait)
+    else:
+        made = Client(path, wait or 0.0)
+    made.reconnect = reconnect
+    return made
 
 
 def _seconds(text: str) -> float:

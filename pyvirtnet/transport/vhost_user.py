@@ -65,6 +65,7 @@ class VhostUserTransport(Transport, dma.Mapper):
     def __init__(self, address: str) -> None:
         self._meeting = parse(address)
         self.name = f"vhost-user:{self._meeting.path}"
+        self.reconnect = self._meeting.reconnect
         self._state = _State()
         self._closed = False
         self._claimed = 1
