@@ -37,13 +37,18 @@ cdef object as_bytes(item, Py_ssize_t i, str what="frame"):
             Py_LeaveRecursiveCall()
     try:
         view = memoryview(item)
-        if not isinstance(item, bytes) and "O" in view.format:  # addresses of Python's objects
+        if not isinstance(item, bytes) and "O" in view.format and _has_objects(view.format):
             raise TypeError
     except TypeError:
         raise TypeError(f"{what} {i} is of type {type(item).__name__}; frames are bytes-likes, "
                         "tuples of bytes-likes, or frames of a burst; bytes(packet) for scapy's"
                         ) from None
     return item if view.c_contiguous else view.tobytes()
+
+
+cdef bint _has_objects(str format):
+    """Addresses of Python's objects; names of fields stand between colons (PEP 3118)."""
+    return any(["O" in part for part in format.split(":")[::2]])
 
 
 cdef Py_ssize_t pages_for(Py_ssize_t length) noexcept:

@@ -25,6 +25,7 @@ cdef class QueuePair(Waiter):
 
     cdef RxBurst _poll(self, Py_ssize_t n)
     cdef RxBurst _take_kept(self, Py_ssize_t n)
+    cdef void _drop_kept(self) noexcept
     cdef int _call_rx_after(self, RxBurst burst) except -1
     cdef RxBurst _sleep(self, Py_ssize_t n, double seconds)
     cdef RxBurst _sleep_inside(self, Py_ssize_t n, double seconds)

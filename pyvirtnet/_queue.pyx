@@ -168,6 +168,7 @@ cdef class QueuePair(Waiter):
         self.closed, self.away, self.stopped, self.wake_fds = why, False, True, ()
         self.rx.bell.kind = self.tx.bell.kind = BELL_NONE  # the doorbell goes with the device
         self.rx.bell.due = self.tx.bell.due = 0
+        self._drop_kept()
         try:
             self._call_sleeper()
         finally:
@@ -180,6 +181,7 @@ cdef class QueuePair(Waiter):
         self.closed, self.away = why, True
         if enter(&self.rx_busy):
             if enter(&self.tx_busy):
+                self._drop_kept()
                 leave(&self.rx_busy)
                 leave(&self.tx_busy)
                 return True
@@ -322,6 +324,12 @@ cdef class QueuePair(Waiter):
             return burst[:n]
         self.kept = None
         return burst
+
+    cdef void _drop_kept(self) noexcept:
+        """The rings begin anew."""
+        if self.kept is not None:
+            self.rx.stats.lost += self.kept.count
+            self.kept = None
 
     cdef int _call_rx_after(self, RxBurst burst) except -1:
         """A doorbell that raises, as one that is a call may, does not lose what was received."""

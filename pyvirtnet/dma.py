@@ -13,13 +13,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from threading import RLock
 
-from .errors import OutOfMemory, mend_of
+from .errors import Error, OutOfMemory, mend_of
 from .hugepages import HUGE_PAGE, open_together
 from .memfd import memory_file
 
@@ -31,6 +32,7 @@ END_IOVA = 1 << 38  # half of what the smallest virtual IOMMU can address
 FIRST_IOVA = 4 << 30  # above the reserved MSI window, below the 39 bits of a small IOMMU
 _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_ACCESS = mmap.PROT_READ | mmap.PROT_WRITE
 _FAILED = ctypes.c_size_t(-1).value
 _MREMAP_TO = 0x3  # MREMAP_MAYMOVE, MREMAP_FIXED
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -66,14 +68,19 @@ class Region:
         Without memory for a copy, what the child writes is its own, and what it has not written
         goes on to change with the parent's: OSError says so.
         """
-        access = mmap.PROT_READ | mmap.PROT_WRITE
-        copy = _libc.mmap(0, self.size, access, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        if copy == _FAILED:
-            error = ctypes.get_errno()
+        try:
+            self._copy()
+        except OSError:
             flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
-            if _libc.mmap(self.address, self.size, access, flags, self.fd, 0) == _FAILED:
+            if _libc.mmap(self.address, self.size, _ACCESS, flags, self.fd, 0) == _FAILED:
+                os.write(2, b"pyvirtnet: a forked process had to end: it has no DMA memory\n")
                 os._exit(os.EX_OSERR)  # nothing of the child's may touch what the device uses
-            raise OSError(error, "no memory for a forked process's copy of DMA memory")
+            raise
+
+    def _copy(self) -> None:
+        copy = _libc.mmap(0, self.size, _ACCESS, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        if copy == _FAILED:
+            raise OSError(ctypes.get_errno(), "no memory for a forked process's copy of DMA memory")
         view, done = memoryview((ctypes.c_char * self.size).from_address(copy)), 0
         while done < self.size:
             done += os.preadv(self.fd, [view[done:]], done)
@@ -110,6 +117,7 @@ class Memory:
         self._mappers: list[Mapper] = []
         self._next_iova = FIRST_IOVA
         self._held: dict[int, tuple[weakref.ref[Region], list[int], int]] = {}  # by iova
+        self._releasing: set[int] = set()  # in another thread, or below on the stack
         self._lock = RLock()  # of _next_iova
         self._showing = RLock()  # of which region has been shown to which mapper
 
@@ -131,8 +139,10 @@ class Memory:
                 self._held[region.iova] = weakref.ref(region), region.owned, region.size
                 self._regions.add(region)
         except BaseException:
+            self._regions.discard(region)
             for mapper in shown:
-                mapper.unmap(region.iova, region.size)
+                with suppress(Exception):
+                    mapper.unmap(region.iova, region.size)
             _close(region.owned)
             raise
         return region
@@ -142,7 +152,9 @@ class Memory:
             if mapper in self._mappers:
                 try:
                     mapper.map(region)
-                except KeyboardInterrupt:  # perhaps after it was mapped
+                except Error:
+                    raise
+                except BaseException:  # Ctrl-C, perhaps after it was mapped
                     with suppress(Exception):
                         mapper.unmap(region.iova, region.size)
                     raise
@@ -189,7 +201,7 @@ class Memory:
             except OSError as error:  # the others are the parent's as well
                 failed = error
             _close(region.owned)
-        self._regions, self._held = weakref.WeakSet(), {}
+        self._regions, self._held, self._releasing = weakref.WeakSet(), {}, set()
         if failed is not None:
             raise failed
 
@@ -250,21 +262,29 @@ class Memory:
 
     def _release(self, owned: list[int], iova: int, size: int) -> None:
         failed = None
-        for mapper in tuple(self._mappers if owned else ()):
-            try:
-                mapper.unmap(iova, size)
-            except Exception as error:  # the others have it, too
-                failed = error
-        _close(owned)
-        self._held.pop(iova, None)
+        try:
+            self._releasing.add(iova)
+            for mapper in tuple(self._mappers if owned else ()):
+                try:
+                    mapper.unmap(iova, size)
+                except Exception as error:  # the others have it, too
+                    failed = error
+            _close(owned)
+            self._held.pop(iova, None)
+        finally:
+            self._releasing.discard(iova)
         if failed is not None:
             raise failed
 
     def _sweep(self) -> None:
         """Release what Ctrl-C kept a finaliser from releasing."""
-        for iova, (region, owned, size) in list(self._held.items()):
-            if owned and region() is None:
-                self._release(owned, iova, size)
+        for iova in list(self._held):
+            region, owned, size = self._held.get(iova, _NOTHING)
+            if owned and region() is None and iova not in self._releasing:
+                try:
+                    self._release(owned, iova, size)
+                except Exception:  # of a mapper, and not who allocates now is to blame
+                    sys.excepthook(*sys.exc_info())
 
 
 def _close(owned: list[int]) -> None:
@@ -274,6 +294,7 @@ def _close(owned: list[int]) -> None:
         os.close(fd)
 
 
+_NOTHING: tuple[Callable[[], Region | None], list[int], int] = (lambda: None, [], 0)
 memory = Memory()
 
 

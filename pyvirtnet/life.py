@@ -97,10 +97,16 @@ class Life(BringUp):
             raise self._gone()
         mend = "call it again, of port.queues[i]; if it failed, port.reset() once more"
         pairs = self._queues
-        self._take_down(PortClosed(f"{self.name} is closed", "the port is being reset", mend))
+        why = PortClosed(f"{self.name} is closed", "the port is being reset", mend)
+        self._take_down(why)
         _await_calls(pairs)
         self._transport.revive()
-        self._bring_up()
+        try:
+            self._bring_up()
+        except BaseException:
+            for queue in self._queues:  # of a device that is reset, where Ctrl-C came
+                queue._stop(why)
+            raise
         self._left.clear()
         self._gone_at = None
 
@@ -119,22 +125,26 @@ class Life(BringUp):
         for index, wanted in zip(rings, sizes, strict=True):
             memory.check_size(index, wanted, least)
         try:
-            if not queue._hold(why):
-                raise QueueBusy(
-                    f"{self.name} cannot reset a queue pair",
-                    "another thread is in one of its calls",
-                    "let that call end first",
-                )
-            for index in rings:
-                self._transport.reset_queue(index)
-            queue._pause(why)
-            memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
-            self._start_pair(queue, *self._set_up_pair(queue, memory))
-        except QueueBusy:
-            raise
+            held = queue._hold(why)
+            if held:
+                for index in rings:
+                    self._transport.reset_queue(index)
+                queue._pause(why)
+                memory.sizes[rings[0] : rings[1] + 1] = self._sizes[rings[0] : rings[1] + 1] = sizes
+                self._start_pair(queue, *self._set_up_pair(queue, memory))
         except BaseException as error:  # the device may go on writing: all of it has to stop
-            self._take_down(error if isinstance(error, Error) else why)
+            if not isinstance(error, Error) or isinstance(error, (QueueBusy, PortClosed)):
+                cause, mend = "a queue pair's reset was broken off", "port.reset() starts it anew"
+                self._take_down(PortClosed(f"{self.name} is closed", cause, mend))
+            else:
+                self._take_down(error)
             raise
+        if not held:
+            raise QueueBusy(
+                f"{self.name} cannot reset a queue pair",
+                "another thread is in one of its calls",
+                "let that call end first",
+            )
         self._control.restore(rings)
 
     def _no_ring_reset(self) -> FeatureMissing:
@@ -193,10 +203,12 @@ class Life(BringUp):
         except Error as error:
             if self._transport.may_write(error):
                 self._leave_memory()
-        for queue in self._queues:  # they stay in the list: Ctrl-C in between, and all is repeated
+        queues = self._queues
+        for queue in queues:  # they stay in the list: Ctrl-C in between, and all is repeated
             if not queue._stop(why):  # a call is under way: the next rings get memory of their own
                 self._memory = None
-        self._queues = []
+        if self._queues is queues:  # no reset() has come in between
+            self._queues = []
         if self._changes is not None:
             self._changes.call()
         if isinstance(why, DeviceGone):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from errno import EAGAIN
+from io import RawIOBase
 from os import PathLike
 from typing import BinaryIO, NamedTuple, cast
 
@@ -56,6 +57,7 @@ class Reader:
         self.name, self.truncated = str(path), False
 
     def __iter__(self) -> Iterator[Packet]:
+        self.truncated = False
         mine = copy(self)  # with a place in the file of its own
         try:
             yield from mine._run()
@@ -255,7 +257,9 @@ class Writer:
         rest = memoryview(data)
         while rest:  # a file without a buffer writes as much as it likes
             done = self._file.write(rest)
-            if done is None:
+            if not isinstance(self._file, RawIOBase):  # it takes all, whatever it says
+                done = len(rest)
+            elif not done:
                 raise BlockingIOError(EAGAIN, "a capture is written to a file that may wait")
             self.octets += done
             rest = rest[done:]

@@ -14,8 +14,10 @@ try:
     from scapy.layers.l2 import Ether
     from scapy.supersocket import SuperSocket
 except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "scapy":
+        raise
     mend = f"{sys.executable} -m pip install scapy"
-    raise ImportError(f"pyvirtnet.scapy needs scapy: {mend}", name=error.name) from error
+    raise ModuleNotFoundError(f"pyvirtnet.scapy needs scapy: {mend}", name=error.name) from error
 
 from ._burst import Frame
 from .bpf import Filter

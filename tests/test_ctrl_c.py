@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import os
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from vhost_backend import FEATURES
 from vhost_fixtures import SECONDS, descriptors, open_port, path, start, until
 
 import pyvirtnet
-from pyvirtnet import Port, PortClosed, dma
+from pyvirtnet import Port, PortClosed, QueueBusy, dma
 from pyvirtnet._attempt import Attempt
 from pyvirtnet.testing import Loopback, mask
 from pyvirtnet.transport.sim import SimTransport
@@ -257,6 +258,52 @@ def test_close_at_every_point() -> None:
             return
 
 
+def test_a_reset_that_was_broken_off_says_so(monkeypatch) -> None:
+    """A pair that had been started already found nothing, of a device that was reset."""
+    with pyvirtnet.open("sim:loopback") as port:
+        port.fileno()
+        with ctrl_c_in_call(monkeypatch, lambda: port.queues and port.queues[0].posted):
+            port.reset()
+        for call in (lambda: port.recv_burst(1), lambda: port.send_burst([bytes(60)])):
+            with pytest.raises(PortClosed, match=r"being reset\n.*once more"):
+                call()
+        port.reset()
+        assert port.send_burst([bytes(60)]) == len(port.recv_burst(2)) == 1
+
+
+@pytest.mark.parametrize("inner", ["port", "pair"])
+def test_a_pair_s_reset_in_the_middle_of_which_another_is_asked_for(monkeypatch, inner) -> None:
+    """By a signal handler: the pair stayed away for good, and said nothing."""
+    with pyvirtnet.open("sim:loopback?ring_reset=on") as port:
+        pair = port.queues[0]
+        calls = {"port": port.reset, "pair": pair.reset}
+        with monkeypatch.context() as patch:
+            patch.setattr(SimTransport, "reset_queue", lambda *_: calls[inner]())
+            with pytest.raises((QueueBusy, PortClosed)):
+                pair.reset()
+        with pytest.raises(PortClosed, match=r"broken off\n.*port.reset"):
+            pair.recv_burst(1)
+        port.reset()
+        assert port.send_burst([bytes(60)]) == len(port.recv_burst(2)) == 1
+
+
+def test_a_close_in_the_middle_of_a_close(monkeypatch) -> None:
+    """By a signal handler, while descriptors are closed."""
+    port = pyvirtnet.open("sim:loopback")
+    port.fileno()
+    close = os.close
+
+    def closing(fd: int) -> None:
+        monkeypatch.setattr(os, "close", close)
+        close(fd)
+        port.close()
+
+    monkeypatch.setattr(os, "close", closing)
+    port.close()
+    with pytest.raises(PortClosed):
+        port.recv_burst(1)
+
+
 # ---- a look at the device ------------------------------------------------------------------------
 
 
@@ -368,3 +415,16 @@ def test_frames_that_came_before_the_doorbell(taken) -> None:
         assert port.stats.rx_frames == 8
         assert port.send_burst([bytes(60)]) == 1
         assert len(port.recv_burst(8)) == 1
+
+
+def test_such_frames_are_lost_in_a_reset() -> None:
+    """They came out of empty rings, and kept the memory of a closed port."""
+    device = Interrupting(queue_sizes=(16, 16))
+    with Port(SimTransport(device)) as port:
+        assert port.send_burst([bytes(60)] * 8) == 8
+        device.bad = True
+        with pytest.raises(KeyboardInterrupt):
+            port.recv_burst(8)
+        port.reset()
+        assert len(port.recv_burst(8)) == 0
+        assert port.stats.rx_lost == 8

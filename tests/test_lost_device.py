@@ -70,6 +70,22 @@ def test_what_came_before_is_told(
         assert figures["rows"][0]["rx"]["rx_frames"] == 5
 
 
+@pytest.mark.usefixtures("short_lived")
+@pytest.mark.parametrize("form", ["pcap", "pcapng"])
+def test_a_next_file_that_cannot_be_made(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file was closed already, and its end a traceback."""
+    monkeypatch.setattr(capture.Files, "_is_due", lambda self: (folder.rename(moved), True)[1])
+    folder, moved = tmp_path / "here", tmp_path / "there"
+    folder.mkdir()
+    words = ["sim:loopback", "-w", str(folder / f"x.{form}"), "--rotate-size", "1", "--json"]
+    assert capture.main(words) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["error"].startswith("cannot write ")
+    assert "mend: " in said.err
+
+
 def test_what_was_captured_can_be_read_while_frames_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,10 +254,22 @@ def test_a_list_in_itself(nic):
     assert nic.port.tx_pending == 0
 
 
+def test_fields_may_have_any_name(nic):
+    record = np.zeros(10, [("OUI", "6u1"), ("TOS", "u1")])
+
+    class Header(ctypes.Structure):
+        _fields_ = [("Op", ctypes.c_uint16), ("Of", ctypes.c_uint8 * 62)]
+
+    assert nic.port.send_burst([record, Header()]) == 2
+    assert nic.transmitted() == [bytes(70), bytes(64)]
+
+
 def test_python_s_objects_are_no_bytes(nic):
     """An array of them went out as their addresses."""
     with pytest.raises(TypeError, match="is of type ndarray"):
         nic.port.send_burst([np.array([object()] * 8)])
+    with pytest.raises(TypeError, match="is of type ndarray"):
+        nic.port.send_burst([np.zeros(8, [("to", "u1"), ("what", object)])])
 
 
 @pytest.mark.rule("SPL-012")

@@ -60,6 +60,8 @@ class Files:
 
     def close(self, stamp: int, received: int, dropped: int) -> None:
         """The last file is complete, with what the interface counted."""
+        if self._file.closed:  # and the next one could not be opened
+            return
         self._end(stamp, received, dropped)
 
     def _is_due(self) -> bool:

@@ -28,10 +28,10 @@ class Vlans(MutableSet[int]):
     def discard(self, value: int) -> None:
         """Keep a VLAN out, if it was let in."""
         self._control.require(Command.VLAN_DEL)
-        if value in self:
-            vlan = vlan_of(value)
-            self._control.ask(Command.VLAN_DEL, struct.pack("<H", vlan))
-            self._control.forget(("vlan", vlan))
+        for vlan in self:
+            if vlan == value:
+                self._control.ask(Command.VLAN_DEL, struct.pack("<H", vlan))
+                self._control.forget(("vlan", vlan))
 
     @classmethod
     def _from_iterable(cls, it: Iterable[Any]) -> set[Any]:

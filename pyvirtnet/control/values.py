@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import SupportsIndex
 
 from ..nic import Mac
 from ..spec import HashType
@@ -45,7 +45,10 @@ def mac_table(macs: Iterable[Mac]) -> bytes:
 
 
 def vlan_of(value: object) -> int:
-    number = value.__index__() if isinstance(value, SupportsIndex) else -1
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
     if not 0 <= number <= MAX_VLAN:
         raise ValueError(f"a VLAN is a number from 0 to {MAX_VLAN}, not {value!r}")
     return number

@@ -39,7 +39,9 @@ class MemoryMap:
 
     def add(self, iova: int, view: memoryview) -> None:
         """Map one more piece."""
-        _check_apart([*self._pieces.items(), (iova, view)])
+        # By keys, which no garbage collection comes in between of.
+        there = [(start, self._pieces.get(start)) for start in list(self._pieces)]
+        _check_apart([*((start, one) for start, one in there if one is not None), (iova, view)])
         self._pieces[iova] = view
         self._order = sorted(self._pieces)
 

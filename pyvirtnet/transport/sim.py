@@ -171,9 +171,10 @@ class SimTransport(Transport, dma.Mapper):
 
     def _close_fds(self) -> None:
         for index in list(self._fds):
-            fd = self._fds[index]
-            del self._fds[index]  # no call, and so no Ctrl-C, until it is closed
-            os.close(fd)
+            if index in self._fds:  # else a signal handler's close() was faster
+                fd = self._fds[index]
+                del self._fds[index]  # no call, and so no Ctrl-C, until it is closed
+                os.close(fd)
 
     def _interrupt(self, index: int | None) -> None:
         fd = self._fds.get(index)

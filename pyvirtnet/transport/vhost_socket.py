@@ -64,8 +64,11 @@ class Client(Meeting):
         if isinstance(error, PermissionError):
             mend = f"give this user access: setfacl -m u:$USER:rw {self.path}"
             return NoPermission(what, why, mend)
-        if os.path.exists(self.path) and not stat.S_ISSOCK(os.stat(self.path).st_mode):
-            why = "it is a directory" if os.path.isdir(self.path) else "it is no socket"
+        mode = stat.S_IFSOCK
+        with suppress(OSError):  # it may go at any time
+            mode = os.stat(self.path).st_mode
+        if not stat.S_ISSOCK(mode):
+            why = "it is a directory" if stat.S_ISDIR(mode) else "it is no socket"
             mend = "name the back end's socket: what testpmd has as iface= of its net_vhost"
             return NoSuchDevice(what, why, mend)
         vdev = f"dpdk-testpmd --vdev 'net_vhost0,iface={self.path}'"

@@ -62,8 +62,9 @@ class Container(Iommu):
     def close_device(self, function: Function) -> None:
         with self._lock:
             for number, group in list(self._groups.items()):
-                group.functions.discard(function.bdf)
-                self._leave(number)
+                if number == function.group or function.bdf in group.functions:
+                    group.functions.discard(function.bdf)
+                    self._leave(number)
 
     def map(self, region: Region) -> None:
         problems.check_mapping(region, self._limits)
