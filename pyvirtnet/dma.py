@@ -16,7 +16,7 @@ import os
 import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from threading import RLock
 
@@ -279,10 +279,10 @@ class Memory:
     def _sweep(self) -> None:
         """Release what Ctrl-C kept a finaliser from releasing."""
         for iova in list(self._held):
-            region, owned, size = self._held.get(iova, _NOTHING)
-            if owned and region() is None and iova not in self._releasing:
+            held = self._held.get(iova)  # no longer there, if another thread was faster
+            if held and held[1] and held[0]() is None and iova not in self._releasing:
                 try:
-                    self._release(owned, iova, size)
+                    self._release(held[1], iova, held[2])
                 except Exception:  # of a mapper, and not who allocates now is to blame
                     sys.excepthook(*sys.exc_info())
 
@@ -294,7 +294,6 @@ def _close(owned: list[int]) -> None:
         os.close(fd)
 
 
-_NOTHING: tuple[Callable[[], Region | None], list[int], int] = (lambda: None, [], 0)
 memory = Memory()
 
 

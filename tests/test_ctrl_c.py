@@ -34,6 +34,21 @@ def in_finalisers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
 
 
+@contextmanager
+def alarms() -> Iterator[None]:
+    """Those that a timer sends are InterruptedErrors, anywhere."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Point:
     """KeyboardInterrupt at one of the points where the interpreter looks at signals: as a function
     is entered, and when a built-in one has returned."""
@@ -172,18 +187,10 @@ def test_a_reset_that_is_broken_off_is_over(event) -> None:
 @pytest.mark.usefixtures("in_finalisers")
 def test_signals_at_any_time() -> None:
     """Real ones, all over reset() and close(): each can be repeated, and the books are right."""
-
-    def interrupt(*_: object) -> None:
-        raise InterruptedError
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
+    with alarms():
         for step in range(300):
-            port = pyvirtnet.open("sim:loopback?queue_size=16&pairs=2", queue_pairs=2)
+            port = two_pairs()
             pairs = port.queues
-            for pair in pairs:
-                pair.fileno()
-            port.send_burst([bytes(60)] * 3)
             call = port.reset if step % 2 else port.close
             with suppress(InterruptedError):
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + step))
@@ -200,9 +207,6 @@ def test_signals_at_any_time() -> None:
             for pair in pairs:
                 with pytest.raises(PortClosed):
                     pair.send_burst([])
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def two_pairs() -> Port:
@@ -333,24 +337,16 @@ def test_a_lock_is_taken_and_let_go_of() -> None:
 
 @pytest.mark.usefixtures("in_finalisers")
 def test_a_look_that_is_broken_off_keeps_no_lock() -> None:
-    def interrupt(*_: object) -> None:
-        raise InterruptedError
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with pyvirtnet.open("sim:loopback") as port:
-            for step in range(300):
-                with suppress(InterruptedError):
-                    signal.setitimer(signal.ITIMER_REAL, 5e-6 + 1e-7 * step)
-                    while True:
-                        port._look()
-            closer = threading.Thread(target=port.close, daemon=True)
-            closer.start()
-            closer.join(SECONDS)
-            assert not closer.is_alive()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with alarms(), pyvirtnet.open("sim:loopback") as port:
+        for step in range(300):
+            with suppress(InterruptedError):
+                signal.setitimer(signal.ITIMER_REAL, 5e-6 + 1e-7 * step)
+                while True:
+                    port._look()
+        closer = threading.Thread(target=port.close, daemon=True)
+        closer.start()
+        closer.join(SECONDS)
+        assert not closer.is_alive()
 
 
 # ---- a back end that comes back ------------------------------------------------------------------

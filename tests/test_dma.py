@@ -5,9 +5,11 @@ import gc
 import os
 import sys
 import threading
+from functools import partial
 from itertools import pairwise
 
 import pytest
+from hurry import side_by_side
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -379,12 +381,5 @@ def test_threads_share_the_arena():
                 if content(old, length) != bytes([mark]) * length:
                     damaged.append(mark)
 
-    threads = [threading.Thread(target=work, args=(mark,)) for mark in (1, 2, 3)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    sys.setswitchinterval(interval)
+    side_by_side(*(partial(work, mark) for mark in (1, 2, 3)))
     assert not damaged

@@ -3,10 +3,11 @@
 import ast
 import random
 import sys
-import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
+from hurry import side_by_side
 
 from pyvirtnet import testing
 from pyvirtnet.testing import MemoryMap
@@ -55,16 +56,7 @@ def test_pieces_that_come_and_go_in_several_threads():
             wrong.append(error)
 
     view = memoryview(bytearray(4096))
-    threads = [threading.Thread(target=work, args=(number << 20,)) for number in range(1, 5)]
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    side_by_side(*(partial(work, number << 20) for number in range(1, 5)))
     assert wrong == []
 
 

@@ -5,13 +5,13 @@ import mmap
 import os
 import select
 import struct
-import sys
 import threading
 import tomllib
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from hurry import side_by_side
 from nic import PLAIN, Nic, finish, frame, frames
 
 import pyvirtnet
@@ -246,16 +246,7 @@ def test_two_threads_that_say_at_once_what_wakes_a_sleeper():
         except OSError as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=watch) for _ in range(4)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    side_by_side(*[watch] * 4)
     assert errors == []
     waker.drain()
     os.eventfd_write(fds[-1], 1)

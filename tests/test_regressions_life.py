@@ -13,6 +13,7 @@ import weakref
 from contextlib import suppress
 
 import pytest
+from hurry import hurry
 from nic import PLAIN, Nic, finish, frame, frames
 
 import pyvirtnet
@@ -225,16 +226,15 @@ def resets_beside_a_poller(reset, expected):
                 except BaseException as error:
                     failed.append(error)
 
-    thread, before = threading.Thread(target=poll), sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    thread.start()
-    try:
-        for _ in range(100):
-            reset(nic.port)
-    finally:
-        done.set()
-        thread.join()
-        sys.setswitchinterval(before)
+    thread = threading.Thread(target=poll)
+    with hurry():
+        thread.start()
+        try:
+            for _ in range(100):
+                reset(nic.port)
+        finally:
+            done.set()
+            thread.join()
     assert failed == []
     nic.pass_through(frames(300))
     finish(nic)

@@ -97,8 +97,10 @@ def open_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and not stream.closed:
-            stream.reconfigure(errors=stream.errors if stream.errors != "strict" else "replace")
+        elif (
+            isinstance(stream, io.TextIOWrapper) and not stream.closed and stream.errors == "strict"
+        ):
+            stream.reconfigure(errors="replace")
 
 
 def first_line(error: errors.Error) -> str:

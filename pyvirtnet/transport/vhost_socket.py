@@ -20,10 +20,9 @@ RETRY_SECONDS = 0.05
 class Meeting(ABC):
     """A socket path at which front end and back end meet, any number of times in turn."""
 
-    reconnect: float = 0.0  # seconds that a back end may be away, as the address says
-
-    def __init__(self, path: str, wait: float) -> None:
+    def __init__(self, path: str, wait: float, reconnect: float = 0.0) -> None:
         self.path, self.wait = path, wait
+        self.reconnect = reconnect  # seconds that a back end may be away
 
     @abstractmethod
     def link(self, seconds: float) -> socket.socket:
@@ -78,8 +77,8 @@ class Client(Meeting):
 class Server(Meeting):
     """We listen at the path, and the back end connects."""
 
-    def __init__(self, path: str, wait: float) -> None:
-        super().__init__(path, wait)
+    def __init__(self, path: str, wait: float, reconnect: float = 0.0) -> None:
+        super().__init__(path, wait, reconnect)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._bind()
@@ -170,13 +169,9 @@ def parse(address: str) -> Meeting:
     if not path:
         what = f"no vhost-user address {address!r}"
         raise NoSuchDevice(what, "it has no path", "vhost-user:/path of a back end's socket")
-    made: Meeting
-    if server:
-        made = Server(path, SERVER_WAIT if wait is None else wait)
-    else:
-        made = Client(path, wait or 0.0)
-    made.reconnect = reconnect
-    return made
+    if wait is None:
+        wait = SERVER_WAIT if server else 0.0
+    return (Server if server else Client)(path, wait, reconnect)
 
 
 def _seconds(text: str) -> float:
