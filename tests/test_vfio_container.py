@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import termios
+from pathlib import Path
 
 import pytest
 from fake_sysfs import BDF, make_sysfs
@@ -73,6 +75,18 @@ class TestSharing:
         container.close_device(Function(BDF))
         assert kernel.open_files == ["/dev/vfio/vfio", NODE]
         container.close_device(Function(OTHER))
+
+    def test_a_function_that_sysfs_loses_while_it_is_let_go(self, sysfs, kernel, monkeypatch):
+        """Unplugged: the kernel takes its links away between two looks at them."""
+        make_sysfs(sysfs)
+        container = Container()
+        container.open_device(Function(BDF)).close()
+        shutil.rmtree(sysfs / "bus/pci/devices" / BDF)
+        monkeypatch.setattr(Path, "exists", lambda path: True)  # a moment ago
+        assert Function(BDF).group is None
+        assert Function(BDF).driver is None
+        container.close_device(Function(BDF))
+        assert kernel.open_files == []
 
     def test_it_opens_again_after_the_last_has_left(self, sysfs, kernel):
         make_sysfs(sysfs)

@@ -61,10 +61,10 @@ class Container(Iommu):
 
     def close_device(self, function: Function) -> None:
         with self._lock:
+            # not by its group's number: sysfs may not show the function any more, nor the books yet
             for number, group in list(self._groups.items()):
-                if number == function.group or function.bdf in group.functions:
-                    group.functions.discard(function.bdf)
-                    self._leave(number)
+                group.functions.discard(function.bdf)
+                self._leave(number)
 
     def map(self, region: Region) -> None:
         problems.check_mapping(region, self._limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,10 @@ class Function:
             return 0
 
     def _link(self, attribute: str) -> str | None:
-        link = self.path / attribute
-        return link.resolve().name if link.exists() else None
+        try:
+            return os.path.basename(os.readlink(self.path / attribute))
+        except OSError:  # none, or the function is being taken away
+            return None
 
 
 def normalise(name: str) -> str | None:
