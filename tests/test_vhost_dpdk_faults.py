@@ -67,8 +67,14 @@ class Traffic:
         return checker.corrupt, checker.foreign, checker.duplicated, checker.reordered
 
 
-def tell(testpmd: dpdk.Testpmd, number: signal.Signals) -> None:
-    os.kill(testpmd._process.pid, number)
+def stop(testpmd: dpdk.Testpmd) -> None:
+    """All of it: its threads go on until the one that takes the signal has been given a core."""
+    os.kill(testpmd._process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, testpmd._process.pid, os.WSTOPPED)
+
+
+def resume(testpmd: dpdk.Testpmd) -> None:
+    os.kill(testpmd._process.pid, signal.SIGCONT)
 
 
 def accounted(port: Port) -> bool:
@@ -89,7 +95,7 @@ def test_stopped_and_continued_loses_nothing(start: Start, path: str) -> None:
         traffic = Traffic(port)
         for _ in range(3):
             traffic.go(5000)
-            tell(testpmd, signal.SIGSTOP)
+            stop(testpmd)
             try:
                 for _ in range(1000):  # what it had done already comes; then nothing moves
                     traffic.step()
@@ -98,7 +104,7 @@ def test_stopped_and_continued_loses_nothing(start: Start, path: str) -> None:
                 assert promptly(lambda: port.link).up
                 assert traffic.checker.received == before
             finally:
-                tell(testpmd, signal.SIGCONT)
+                resume(testpmd)
         traffic.go(5000)
         traffic.finish()
         assert traffic.wrong == (0, 0, 0, 0)
@@ -114,7 +120,7 @@ def test_stopped_for_good_ends_in_a_bound_time(
     with open_port(path) as port:
         traffic = Traffic(port)
         traffic.go(5000)
-        tell(testpmd, signal.SIGSTOP)
+        stop(testpmd)
         while port.send_burst(traffic._bursts[0]):
             pass
         memory = port._memory
@@ -145,7 +151,7 @@ def test_stopped_while_it_is_closed(
     port = open_port(path)
     traffic = Traffic(port)
     traffic.go(5000)
-    tell(testpmd, signal.SIGSTOP)
+    stop(testpmd)
     monkeypatch.setattr(ANSWER_SECONDS, 0.3)
     promptly(port.close)
     with pytest.raises(pyvirtnet.PortClosed):
