@@ -84,7 +84,12 @@ class PciTransport(Transport):
 
     def revive(self, seconds: float | None = None) -> None:
         if not self._device.closed:
-            return
+            try:
+                self._device.check()
+                self.status()
+                return
+            except DeviceGone as gone:  # unseen until now, and another may be in its place
+                self._device.lose(gone)
         function = find(self.name)
         _check_identity(function)
         self._take(function)

@@ -8,6 +8,7 @@ import struct
 from contextlib import suppress
 from ctypes import addressof, c_char, sizeof
 from dataclasses import dataclass
+from errno import EIO, ENODEV
 
 from ..errors import DeviceGone, Error, OutOfMemory, PortClosed, mend_of
 from . import problems, uapi
@@ -22,6 +23,7 @@ _COMMAND_BUS_MASTER = 1 << 2
 _BAR0 = 0x10  # first base address register; bit 0 set means I/O ports
 _FORMATS = {1: "<B", 2: "<H", 4: "<I"}
 _EVENTFD = os.EFD_NONBLOCK | os.EFD_CLOEXEC
+_GONE = (ENODEV, EIO)  # what the kernel answers about a function that it has taken away
 _ALARMS = {  # interrupts that end a device's life here, and what each says
     uapi.PCI_REQ_IRQ: "the kernel wants it back: it is being unplugged, or unbound from vfio-pci",
     uapi.PCI_ERR_IRQ: "it reported an uncorrectable PCI error (AER)",
@@ -62,6 +64,9 @@ class Device:
             self._config = self._region(uapi.PCI_CONFIG_REGION)
             self.vectors = self._interrupts(uapi.PCI_MSIX_IRQ)
             self._set_alarms()
+        except OSError as error:
+            self.close()
+            raise self._refused(error) from error
         except BaseException:
             self.close()
             raise
@@ -108,7 +113,10 @@ class Device:
         if not any(low <= first and first + size <= low + extent for low, extent in windows):
             return None
         if (bar, first) not in self._pages:
-            page = self._file.mmap(size, self.bars[bar].offset + first)
+            try:
+                page = self._file.mmap(size, self.bars[bar].offset + first)
+            except OSError as error:
+                raise self._refused(error) from error
             self._pages[bar, first] = page, addressof(c_char.from_buffer(page))
         return self._pages[bar, first][1] + offset - first
 
@@ -133,6 +141,8 @@ class Device:
                 while len(self.eventfds) > left:
                     os.close(self.eventfds.pop())
         except OSError as error:
+            if error.errno in _GONE:
+                raise self._gone(error.strerror) from error
             raise OutOfMemory(
                 f"cannot set up {count} interrupts of {self.bdf}",
                 error.strerror or str(error),
@@ -249,6 +259,11 @@ class Device:
     def _check_lost(self) -> None:
         if self._lost:
             raise self._lost.copy()
+
+    def _refused(self, error: OSError) -> Error:
+        if error.errno in _GONE:
+            return self._gone(error.strerror)
+        return problems.refused(self.bdf, error)
 
     def _gone(self, why: str | None = None) -> DeviceGone:
         return DeviceGone(

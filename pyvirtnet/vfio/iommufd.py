@@ -3,6 +3,7 @@ device has a file of its own (linux/iommufd.h, linux/vfio.h)."""
 
 from __future__ import annotations
 
+import os
 import threading
 from ctypes import Structure, addressof, c_int32, c_uint32, c_uint64, sizeof
 from pathlib import Path
@@ -72,7 +73,10 @@ class IoasUnmap(Structure):
 
 def device_node(function: Function) -> str | None:
     """The function's own file, of kernels that have them."""
-    found = sorted(path.name for path in (function.path / "vfio-dev").glob("vfio*"))
+    try:
+        found = [name for name in os.listdir(function.path / "vfio-dev") if name.startswith("vfio")]
+    except OSError:  # an older kernel, or the function is being taken away
+        return None
     return f"{DEV}/devices/{found[0]}" if found and Path(NODE).exists() else None
 
 
