@@ -117,6 +117,13 @@ class Machine(Host):
             (self.path(bdf) / "virtio0/features").write_text("0" * 33 + "1" + "0" * 30)
             self.add_interface(name)
 
+    def remove(self, bdf: str) -> None:
+        """It is unplugged."""
+        if self.driver(bdf):
+            self._unbind(bdf)
+        shutil.rmtree(self.path(bdf))
+        (self.sys / f"kernel/iommu_groups/{self.group_of[bdf]}/devices" / bdf).unlink()
+
     def add_interface(self, name: str, kind: str = "") -> None:
         (self.net / name / "statistics").mkdir(parents=True)
         for file, text in (("flags", "0x1002"), ("address", "52:54:00:00:00:01"), ("carrier", "1")):

@@ -1,11 +1,20 @@
 """Bind and restore: what is refused, and the steps, which can be shown before they are done."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..errors import DeviceBusy, Error, InterfaceInUse, NoIommu, NoPermission, NotVirtioNet
+from ..errors import (
+    DeviceBusy,
+    Error,
+    InterfaceInUse,
+    NoIommu,
+    NoPermission,
+    NoSuchDevice,
+    NotVirtioNet,
+)
 from . import steps
 from .host import IOMMU_MEND, VFIO_PCI, Host, Until, read
 from .memo import forget, recall, remember, who_had
@@ -48,12 +57,13 @@ def bind(
     """
     host = host or Host()
     bdfs = list(dict.fromkeys(_resolve(host, nic) for nic in nics))
-    for bdf in bdfs:
-        _refuse_bind(host, bdf, force, noiommu)
-    plans = [_plan_bind(host, bdf, bdfs, owner or Owner(), noiommu) for bdf in bdfs]
-    for plan in plans if at_boot else ():
-        _stay(host, plan, owner or Owner(), noiommu)
-    _run(host, plans, dry_run, say)
+    with _present(host, bdfs):
+        for bdf in bdfs:
+            _refuse_bind(host, bdf, force, noiommu)
+        plans = [_plan_bind(host, bdf, bdfs, owner or Owner(), noiommu) for bdf in bdfs]
+        for plan in plans if at_boot else ():
+            _stay(host, plan, owner or Owner(), noiommu)
+        _run(host, plans, dry_run, say)
 
 
 def restore(
@@ -66,9 +76,10 @@ def restore(
     """Give NICs back to the drivers they came from, and wait for their interfaces."""
     host = host or Host()
     bdfs = list(dict.fromkeys(_resolve(host, nic) for nic in nics))
-    for bdf in bdfs:
-        _refuse_restore(host, bdf)
-    _run(host, [_plan_restore(host, bdf) for bdf in bdfs], dry_run, say)
+    with _present(host, bdfs):
+        for bdf in bdfs:
+            _refuse_restore(host, bdf)
+        _run(host, [_plan_restore(host, bdf) for bdf in bdfs], dry_run, say)
 
 
 def _resolve(host: Host, text: str) -> str:
@@ -80,6 +91,19 @@ def _resolve(host: Host, text: str) -> str:
         if bdf is None:
             raise
         return bdf
+
+
+@contextmanager
+def _present(host: Host, bdfs: list[str]) -> Iterator[None]:
+    """A function that goes meanwhile is the cause of whatever fails."""
+    try:
+        yield
+    except (Error, OSError) as error:
+        for bdf in bdfs:
+            if not host.path(bdf).exists():
+                mend = "tools/bind status lists the NICs of this machine"
+                raise NoSuchDevice(f"{bdf} has gone", "it was unplugged meanwhile", mend) from error
+        raise
 
 
 def _run(host: Host, plans: list[_Plan], dry_run: bool, say: Say) -> None:
@@ -113,7 +137,7 @@ def _undo(plan: _Plan, until: Until, say: Say) -> None:
     try:
         if plan.undo(until):
             say(f"{plan.bdf}: put back as it was")
-    except Error as error:
+    except (Error, OSError) as error:
         say(f"{plan.bdf}: could not be put back: {error}")
 
 

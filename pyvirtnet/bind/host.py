@@ -42,6 +42,14 @@ def read(path: Path) -> str:
         return ""
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What is there of that pattern, in order: nothing, where the device goes meanwhile."""
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
+
+
 def link(path: Path) -> str | None:
     """The name that a symbolic link of sysfs points at."""
     target = _target(path)
@@ -190,12 +198,13 @@ class Host:
 
     def interfaces(self, bdf: str) -> list[str]:
         """The kernel's interfaces on a function; virtio's hang one device lower."""
-        found = [*self.path(bdf).glob("net/*"), *self.path(bdf).glob("virtio*/net/*")]
-        return sorted(path.name for path in found)
+        device = self.path(bdf)
+        places = listed(device, "net/*") + listed(device, "virtio*/net/*")
+        return sorted(path.name for path in places)
 
     def ignores_iommu(self, bdf: str) -> bool:
         """A virtio device, still with the kernel, without ACCESS_PLATFORM (VIRTIO 6)."""
-        for features in self.path(bdf).glob("virtio*/features"):
+        for features in listed(self.path(bdf), "virtio*/features"):
             bits = read(features)
             return len(bits) > Feature.ACCESS_PLATFORM and bits[Feature.ACCESS_PLATFORM] == "0"
         return False
@@ -224,8 +233,8 @@ class Host:
 
     def members(self, bdf: str) -> list[str]:
         """The other functions of the IOMMU group."""
-        found = self.path(bdf).glob("iommu_group/devices/*")
-        return sorted(path.name for path in found if path.name != bdf)
+        members = listed(self.path(bdf), "iommu_group/devices/*")
+        return [path.name for path in members if path.name != bdf]
 
     def is_bridge(self, bdf: str) -> bool:
         return read(self.path(bdf) / "class").startswith("0x06")
@@ -247,9 +256,9 @@ class Host:
 
     def nodes(self, bdf: str) -> list[Path]:
         """That one, and the function's own, of kernels with iommufd: those that exist."""
-        own = sorted(folder.name for folder in self.path(bdf).glob("vfio-dev/*"))
-        found = [self.node(bdf), *(self.dev / "vfio/devices" / name for name in own)]
-        return [node for node in found if node and node.exists()]
+        own = listed(self.path(bdf), "vfio-dev/*")
+        nodes = [self.node(bdf), *(self.dev / "vfio/devices" / folder.name for folder in own)]
+        return [node for node in nodes if node and node.exists()]
 
     def holders(self, bdf: str) -> list[str]:
         """The processes that have a VFIO node of the function open: "pid 12 (name)"."""

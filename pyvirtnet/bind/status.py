@@ -1,6 +1,7 @@
 """A NIC as `tools/bind status` shows it: whose it is, what uses it, can it be opened."""
 
 import grp
+import os
 import pwd
 import stat
 from contextlib import suppress
@@ -65,12 +66,14 @@ def status(host: Host | None = None) -> list[Nic]:
     """Every NIC of the machine, in the order of PCI addresses."""
     host = host or Host()
     names = host.functions()
-    return [_nic(host, bdf, names[bdf]) for bdf in sorted(names) if host.is_network(bdf)]
+    nics = [_nic(host, bdf, names[bdf]) for bdf in sorted(names) if host.is_network(bdf)]
+    return [nic for nic in nics if host.path(nic.bdf).exists()]  # one may have gone meanwhile
 
 
 def _nic(host: Host, bdf: str, name: str) -> Nic:
     vendor, device = host.ids(bdf)
     node = next(iter(host.nodes(bdf)), None)
+    info = _info(node)
     holders = host.holders(bdf)
     return Nic(
         bdf=bdf,
@@ -84,8 +87,8 @@ def _nic(host: Host, bdf: str, name: str) -> Nic:
         group=host.group(bdf),
         members=[Member(one, host.driver(one), host.is_bridge(one)) for one in host.members(bdf)],
         node=str(node) if node else None,
-        owner=_owner(node) if node else None,
-        mode=stat.filemode(node.stat().st_mode) if node else None,
+        owner=_owner(info) if info else None,
+        mode=stat.filemode(info.st_mode) if info else None,
         iommu=host.group(bdf) is not None and not host.is_bare(bdf),
         at_boot=persists(host, bdf),
         holders=holders,
@@ -117,8 +120,13 @@ def _interface(host: Host, name: str) -> Interface:
     )
 
 
-def _owner(node: Path) -> str:
-    info = node.stat()
+def _info(node: Path | None) -> os.stat_result | None:
+    with suppress(OSError):  # gone meanwhile
+        return node.stat() if node else None
+    return None
+
+
+def _owner(info: os.stat_result) -> str:
     user, group = str(info.st_uid), str(info.st_gid)
     with suppress(KeyError):
         user = pwd.getpwuid(info.st_uid).pw_name

@@ -101,10 +101,16 @@ def take(host: Host, bdf: str, until: Until) -> None:
 
 
 def await_node(host: Host, bdf: str, until: Until) -> str:
-    if not until(lambda: bool(host.nodes(bdf)), _PATIENCE):
+    nodes: list[Path] = []
+
+    def there() -> bool:
+        nodes[:] = host.nodes(bdf)
+        return bool(nodes)
+
+    if not until(there, _PATIENCE):
         why = f"{host.node(bdf) or 'its node under /dev/vfio'} did not appear"
         raise BindFailed(f"cannot use {bdf}", why, "see that devtmpfs is mounted on /dev; dmesg")
-    node = host.nodes(bdf)[0]
+    node = nodes[0]
     kind = "vfio-dev" if node.parent.name == "devices" else "vfio"
     until(lambda: host.settled((host.sys / "class" / kind / node.name).resolve()), _SETTLING)
     return f"bound to {VFIO_PCI}, node {node}"

@@ -5,7 +5,7 @@ import socket
 import struct
 from pathlib import Path
 
-from .host import VFIO_PCI, Host, link, read
+from .host import VFIO_PCI, Host, link, listed, read
 
 _WITHOUT_INTERFACE = {None, VFIO_PCI, "pci-stub", "uio_pci_generic", "igb_uio"}
 _IPV6_LINK_SCOPE = "20"  # an address that every interface has
@@ -41,7 +41,7 @@ def traffic(host: Host, bdf: str) -> list[str]:
 
 def _is_hidden(host: Host, bdf: str) -> bool:
     # /sys shows the interfaces of its own network namespace only.
-    virtio = list(host.path(bdf).glob("virtio*"))
+    virtio = listed(host.path(bdf), "virtio*")
     if virtio:
         return any(link(device / "driver") == "virtio_net" for device in virtio)
     return host.is_network(bdf) and host.driver(bdf) not in _WITHOUT_INTERFACE
@@ -51,7 +51,7 @@ def _uppers(host: Host, name: str) -> list[str]:
     folder = host.net / name
     master = link(folder / "master")
     found = [f"{name} is a member of the {_kind(host, master)} {master}"] if master else []
-    uppers = [path.name.removeprefix("upper_") for path in sorted(folder.glob("upper_*"))]
+    uppers = [path.name.removeprefix("upper_") for path in listed(folder, "upper_*")]
     return found + [f"{name} carries the {_kind(host, up)} {up}" for up in uppers if up != master]
 
 
