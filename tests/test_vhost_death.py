@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from contextlib import suppress
+from itertools import count
 
 import pytest
 import vhost_wire as wire
@@ -48,6 +50,34 @@ def test_death_at_every_step_of_opening(path, start):
         back_end.kill()
         gc.collect()
         assert descriptors() <= before, f"at step {step}"
+
+
+def test_death_at_every_step_of_a_reset(path, start):
+    """It ends in a reset that can be repeated, on the back end that comes next."""
+    for step in count(1):
+        back_end, seen = start(), 0
+        with open_port(path) as port:
+            round_trip(port, 60)
+
+            def die(_: wire.Message) -> bytes | None:
+                nonlocal seen
+                seen += 1
+                return back_end.close_link() if seen == step else None  # noqa: B023
+
+            back_end.hooks.update(dict.fromkeys(range(64), die))
+            with suppress(DeviceGone):  # at first it connects again
+                port.reset()
+            back_end.kill()
+            back_end = start()
+            port.reset()
+            round_trip(port, 60)
+            assert conserved(port)
+        back_end.kill()
+        del port
+        gc.collect()  # here, not in the next back end's thread, which would wait for itself
+        if seen < step:
+            break
+    assert step > 20
 
 
 @pytest.mark.parametrize(
