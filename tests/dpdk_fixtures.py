@@ -51,7 +51,8 @@ def start(huge: bool, tmp_path: Path) -> Iterator[Start]:
             ]
             devices, options = ["--no-pci", *vdevs], ["--port-topology=loop"]
             options += [f"--rxq={queues}", f"--txq={queues}"] if queues > 1 else []
-            testpmd = dpdk.Testpmd(device_core, driver_core, devices, options, huge=huge)
+            pages = huge and dpdk.refill(dpdk.HUGE_PAGES // 2)  # others may have taken some
+            testpmd = dpdk.Testpmd(device_core, driver_core, devices, options, huge=pages)
             stack.enter_context(testpmd)
             for name, value in {"fwd": mode, **sets}.items():
                 testpmd.command(f"set {name} {value}")

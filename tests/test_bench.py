@@ -425,6 +425,9 @@ def test_huge_pages_that_others_take_at_once_are_reserved_again(
     monkeypatch.setattr(_bench_testpmd, "_reserve", lambda n: huge(tmp_path, n, max(0, n - 2)))
     with _bench_testpmd.huge_pages(100):
         assert (tmp_path / "free_hugepages").read_text() == "100"
+        huge(tmp_path, 102, 50)  # and again later
+        assert _bench_testpmd.refill(80)
+        assert (tmp_path / "free_hugepages").read_text() == "130"
     assert (tmp_path / "nr_hugepages").read_text() == "0"
 
 

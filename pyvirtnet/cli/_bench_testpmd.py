@@ -38,6 +38,13 @@ def huge_pages(needed: int = HUGE_PAGES, *, dpdk: bool = True) -> Iterator[None]
         yield from _added(needed)
 
 
+def refill(needed: int) -> bool:
+    """More of them, within `huge_pages()`, where other processes have taken some. Are there?"""
+    if (taken := needed - _read("free_hugepages")) > 0:
+        _reserve(_read("nr_hugepages") + taken)
+    return _read("free_hugepages") >= needed
+
+
 def _program() -> str:
     program = shutil.which("dpdk-testpmd")
     if program is None:
@@ -73,9 +80,7 @@ def _added(needed: int) -> Iterator[None]:
     except OSError as error:
         raise NoPermission("cannot reserve huge pages for DPDK", str(error), mend) from error
     try:
-        if (taken := needed - _read("free_hugepages")) > 0:  # at once, by other processes
-            _reserve(total + missing + taken)
-        if _read("free_hugepages") < needed:
+        if not refill(needed):
             why = f"{_read('free_hugepages')} of {needed} pages of 2 MiB are to be had"
             raise OutOfMemory("no huge pages for DPDK", why, f"free memory, then {mend}")
         yield
