@@ -119,6 +119,7 @@ class QueueBusy(Error):
 
 
 def mend_of(error: OSError, otherwise: str) -> str:
-    """What mends a lack of file descriptors, where `error` is one."""
-    few = error.errno in (errno.EMFILE, errno.ENFILE)
-    return "close files, or allow more of them: ulimit -n 4096" if few else otherwise
+    """What mends a limit of this process's, where `error` is one."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "close files, or allow more of them: ulimit -n 4096"
+    return "allow larger files: ulimit -f unlimited" if error.errno == errno.EFBIG else otherwise

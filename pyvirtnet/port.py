@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 import struct
 from collections.abc import Iterable
@@ -12,13 +13,15 @@ from ._burst import RxBurst, TxBurst, make_tx_burst, tx_stride
 from .aio import Awaited
 from .arena import arena
 from .control import Events, Filters, Tuning
-from .errors import DeviceGone, Error
+from .errors import DeviceGone, Error, OutOfMemory, mend_of
 from .life import Life
 from .negotiate import OFFLOADS, Features, parse, receive_mode
 from .nic import Link, Stats
 from .spec import LINK_UP, MAX_SEGMENTED, MIN_FRAME, Feature, NetConfig
 from .transport import open_transport
 from .transport.base import Transport
+
+_LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def open(
@@ -58,19 +61,25 @@ def open(
         if value is not None and not hasattr(value, "__index__"):
             raise TypeError(f"{name} takes an integer, not {value!r}")
     wanted = parse([*(feature.name for feature in OFFLOADS if offloads), *features])
-    transport = open_transport(address, noiommu=noiommu)
     try:
-        return Port(
-            transport,
-            ring_size=ring_size,
-            pages=pages,
-            wanted=wanted,
-            reconnect=reconnect,
-            queue_pairs=operator.index(queue_pairs),
-        )
-    except BaseException:
-        transport.close()
-        raise
+        transport = open_transport(address, noiommu=noiommu)
+        try:
+            return Port(
+                transport,
+                ring_size=ring_size,
+                pages=pages,
+                wanted=wanted,
+                reconnect=reconnect,
+                queue_pairs=operator.index(queue_pairs),
+            )
+        except BaseException:
+            transport.close()
+            raise
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        why, mend = error.strerror or str(error), mend_of(error, "free memory")
+        raise OutOfMemory(f"cannot open {address}", why, mend) from error
 
 
 class Port(Life, Awaited, Filters, Tuning, Events):

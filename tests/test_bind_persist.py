@@ -1,6 +1,9 @@
 """pyvirtnet bind --persist on a machine made of files: the rule, and what ends it."""
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_machine import NIC, OTHER, Machine, said, standard
@@ -85,3 +88,21 @@ def test_no_iommu_mode_does_not_come_back_by_itself(machine: Machine) -> None:
 
 def test_an_owner_by_name_is_written_as_a_number(machine: Machine) -> None:
     assert 'OWNER="0"' in rule(machine, NIC, Owner("root"))
+
+
+def test_folders_that_a_user_may_not_look_into(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/etc/udev/rules.d and /dev/vfio of root's alone: the status is told without them."""
+    assert said(machine, NIC, "--persist")[0] == 0
+    look, kept = os.stat, (str(path_of(machine, NIC).parent), str(machine.dev / "vfio"))
+
+    def refuse(path: Any, *words: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(kept):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return look(path, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        found = {nic.bdf: (nic.node, nic.at_boot) for nic in status(machine)}
+    assert found == {NIC: (None, False), OTHER: (None, False)}

@@ -1,5 +1,6 @@
 """pyvirtnet doctor on machines made of files: what is missing is named, with its mend."""
 
+import errno
 import json
 import os
 import resource
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 from fake_machine import DISK, NIC, OTHER, Machine, standard
 
-from pyvirtnet.bind import bind
-from pyvirtnet.cli import doctor
+from pyvirtnet.bind import bind, status
+from pyvirtnet.cli import _doctor_nics, doctor
 
 Findings = list[dict[str, str]]
 
@@ -191,8 +192,50 @@ def test_a_node_of_another_users(
 ) -> None:
     bind([NIC, OTHER], host=machine)
     monkeypatch.setattr(os, "access", lambda path, mode: str(path).endswith("6"))
-    assert set(missing(examined(NIC)[1])) == {NIC, "container"}
-    assert set(missing(examined()[1])) == {"container"}  # the other one can be opened
+    assert set(missing(examined(NIC)[1])) == {NIC}
+    assert set(missing(examined()[1])) == set()  # the other one can be opened
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"), [(errno.EACCES, "chmod 0666"), (errno.EPERM, "docker run --device")]
+)
+def test_a_container_node_that_cannot_be_opened(
+    examined: Callable[..., Any],
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    mend: str,
+) -> None:
+    """Only trying tells: access() says yes to root where a container's device list says no."""
+    bind([NIC], host=machine)
+
+    def refuse(path: Any, *_: Any) -> int:
+        raise PermissionError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    found = missing(examined()[1])
+    monkeypatch.undo()
+    assert mend in found["container"][1]
+
+
+def test_a_nic_that_goes_before_its_features_are_read(machine: Machine) -> None:
+    (nic,) = [one for one in status(machine) if one.bdf == NIC]
+    machine.remove(NIC)
+    assert list(_doctor_nics._features(machine, nic)) == []
+
+
+def test_lines_of_meminfo_that_nobody_knows(examined: Callable[..., Any], machine: Machine) -> None:
+    (machine.proc / "meminfo").write_text("surprise\nHugePages_Free: 7\n")
+    assert any("7 of" in one["said"] for one in examined()[1])
+
+
+def test_no_libudev(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def missing_library() -> None:
+        raise ImportError("No library named udev")
+
+    monkeypatch.setattr("pyudev.Context", missing_library)
+    assert doctor.main([]) == 3
+    assert "apt-get install libudev1" in capsys.readouterr().err
 
 
 def test_what_is_asked_for_and_is_no_virtio_nic_is_told_apart_from_a_machine_without_one(

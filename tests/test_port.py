@@ -1,7 +1,12 @@
 """A port: opening it, what it says of itself, its errors, its end."""
 
+import os
+import resource
+from itertools import count
+
 import pytest
 from nic import PLAIN, Nic, frame, frames
+from vhost_fixtures import descriptors
 
 import pyvirtnet
 from pyvirtnet import (
@@ -29,6 +34,26 @@ def test_open_on_the_simulator():
         assert [bytes(one) for one in port.recv_burst(64)] == frames(10, 1000)
         assert repr(port) == "<Port sim:loopback>"
     assert repr(port) == "<Port sim:loopback (closed)>"
+
+
+def test_open_with_too_few_descriptors():
+    """However few: each time the error says what allows more, and none is kept."""
+    pyvirtnet.open("sim:loopback").close()  # which imports modules, too
+    limits, before, mends = resource.getrlimit(resource.RLIMIT_NOFILE), descriptors(), []
+    free = os.dup(0)
+    os.close(free)
+    for more in count():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, limits[1]))
+        try:
+            pyvirtnet.open("sim:loopback").close()
+            break
+        except OutOfMemory as error:
+            mends.append(error.mend)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert descriptors() == before
+    assert mends
+    assert all("ulimit -n" in mend for mend in mends)
 
 
 def test_open_with_options():

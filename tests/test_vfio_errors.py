@@ -6,6 +6,7 @@ import resource
 
 import pytest
 from fake_sysfs import BDF, make_sysfs
+from vfio_fixtures import open_port
 
 from pyvirtnet import errors
 from pyvirtnet.vfio import problems, uapi
@@ -88,6 +89,36 @@ class TestRefusals:
         assert error.why == os.strerror(number)
         assert mend in error.mend
 
+    def test_a_container_that_answers_nothing_is_closed(self, sysfs, kernel):
+        make_sysfs(sysfs)
+        kernel.errors[0x3B64] = errno.EMFILE
+        assert "ulimit -n" in open_failing().mend
+
+    @pytest.mark.parametrize("request_number", [0x3B66, 0x3B68])
+    def test_too_few_descriptors_are_no_lack_of_an_iommu(self, sysfs, kernel, request_number):
+        make_sysfs(sysfs)
+        kernel.errors[request_number] = errno.EMFILE
+        assert "ulimit -n" in open_failing().mend
+
+    def test_a_region_that_is_not_told(self, fake, sysfs, monkeypatch):
+        """EINVAL alone says that there is none."""
+        make_sysfs(sysfs)
+
+        def refuse(view):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        monkeypatch.setattr(fake, "_region_info", refuse)
+        with pytest.raises(errors.Error, match="Cannot allocate memory"):
+            open_port(fake)
+
+    def test_root_whose_container_lacks_the_node(self, sysfs, kernel):
+        make_sysfs(sysfs)
+        for node in (NODE, "/dev/vfio/vfio"):
+            kernel.errors[node] = errno.EPERM
+            error = open_failing()
+            assert isinstance(error, errors.NoPermission)
+            assert f"docker run --device {node}" in error.mend
+
     def test_group_not_viable_names_the_others_and_not_the_bridges(self, sysfs, kernel):
         make_sysfs(sysfs)
         make_sysfs(sysfs, "0000:00:06.0", driver="e1000")
@@ -108,6 +139,14 @@ class TestRefusals:
         with pytest.raises(errors.DeviceBusy, match="this process"):
             container.open_device(Function(BDF))
         container.close_device(Function(BDF))
+
+    def test_the_name_of_a_holder_that_the_kernel_has_cut(self, tmp_path, monkeypatch):
+        """After 15 bytes, in the middle of a letter or not."""
+        (tmp_path / "4711/fd").mkdir(parents=True)
+        (tmp_path / "4711/comm").write_bytes("tesüberwachunü".encode()[:15] + b"\n")
+        (tmp_path / "4711/fd/3").symlink_to(NODE)
+        monkeypatch.setattr(problems, "PROC", tmp_path)
+        assert problems.holders(NODE) == [(4711, "tesüberwachun\ufffd")]
 
     def test_busy_in_another_process(self, sysfs, kernel, tmp_path, monkeypatch):
         make_sysfs(sysfs)
@@ -177,6 +216,16 @@ class TestMapping:
         (tmp_path / "proc/self/status").write_text(text)
         monkeypatch.setattr(problems, "PROC", tmp_path / "proc")
         monkeypatch.setattr(resource, "getrlimit", lambda kind: (8 << 20, 8 << 20))
+
+    @pytest.mark.parametrize("taken", ["VmPin:\t 7168 kB\nVmLck:\t 0 kB", "VmPin:\t 0 kB"])
+    def test_iommufd_counts_otherwise(self, limited, tmp_path, taken):
+        """As pinned, and what all processes of the user have together."""
+        (tmp_path / "proc/self/status").write_text(f"{taken}\nCapEff:\t0000000000000000\n")
+        refused = OSError(errno.ENOMEM, "Cannot allocate memory")
+        error = problems.mapping(2 << 20, refused, by_user=True)
+        assert isinstance(error, errors.MemlockLimit)
+        assert "all processes of this user together" in error.why
+        assert f"ulimit -l {10 << 10}" in error.mend
 
     def test_memlock_tells_needed_and_allowed(self, kernel, memory, limited):
         kernel.errors[0x3B71] = errno.ENOMEM

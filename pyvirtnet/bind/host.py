@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyudev  # type: ignore[import-untyped]
 
-from ..errors import BindFailed, NoSuchDevice
+from ..errors import BindFailed, LibraryMissing, NoSuchDevice
 from ..spec import PCI_DEVICE_NET, PCI_DEVICE_NET_TRANSITIONAL, PCI_VENDOR, Feature
 
 VFIO_PCI = "vfio-pci"
@@ -37,9 +37,14 @@ _IFREQ = 40  # sizeof(struct ifreq), 64-bit
 def read(path: Path) -> str:
     """A small kernel file; empty if it is not there or has nothing to say."""
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()  # names that the kernel has cut
     except OSError:
         return ""
+
+
+def exists(path: Path) -> bool:
+    """Not, where this user may not look either."""
+    return os.path.exists(path)  # Path's raises PermissionError
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
@@ -61,6 +66,14 @@ def _target(path: Path) -> str | None:
         return os.readlink(path)
     except OSError:
         return None
+
+
+def _context() -> pyudev.Context:
+    try:
+        return pyudev.Context()
+    except ImportError as error:  # of the library itself, which pyudev comes without
+        why, mend = str(error), "apt-get install libudev1"
+        raise LibraryMissing("cannot ask udev for the NICs", why, mend) from error
 
 
 @contextmanager
@@ -87,7 +100,7 @@ class Host:
     def functions(self) -> dict[str, str]:
         """Every PCI function, with its name in udev's hardware database."""
         names = {}
-        for device in pyudev.Context().list_devices(subsystem="pci"):
+        for device in _context().list_devices(subsystem="pci"):
             have = device.properties
             parts = (have.get(f"ID_{part}_FROM_DATABASE") for part in ("VENDOR", "MODEL"))
             names[device.sys_name] = " ".join(part for part in parts if part)
@@ -96,9 +109,8 @@ class Host:
     @contextmanager
     def watch(self) -> Iterator[Until]:
         """Listen to the kernel's events; yields until(condition, seconds) -> was it met?"""
-        monitor = pyudev.Monitor.from_netlink(
-            pyudev.Context(), "udev" if self._has_udev() else "kernel"
-        )
+        events = "udev" if self._has_udev() else "kernel"
+        monitor = pyudev.Monitor.from_netlink(_context(), events)
         monitor.start()
 
         def until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -118,7 +130,7 @@ class Host:
         if not self._has_udev():
             return True
         with suppress(pyudev.DeviceNotFoundError):
-            found = pyudev.Devices.from_sys_path(pyudev.Context(), str(device))
+            found = pyudev.Devices.from_sys_path(_context(), str(device))
             return found.is_initialized and "ID_RENAMING" not in found.properties
         return False
 
@@ -258,7 +270,7 @@ class Host:
         """That one, and the function's own, of kernels with iommufd: those that exist."""
         own = listed(self.path(bdf), "vfio-dev/*")
         nodes = [self.node(bdf), *(self.dev / "vfio/devices" / folder.name for folder in own)]
-        return [node for node in nodes if node and node.exists()]
+        return [node for node in nodes if node and exists(node)]
 
     def holders(self, bdf: str) -> list[str]:
         """The processes that have a VFIO node of the function open: "pid 12 (name)"."""

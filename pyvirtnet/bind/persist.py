@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import BindFailed
-from .host import VFIO_PCI, Host, Until, failing
+from .host import VFIO_PCI, Host, Until, exists, failing
 from .steps import Owner
 
 _HEAD = "# Made by `pyvirtnet bind {bdf} --persist`; `pyvirtnet restore {bdf}` removes it.\n"
@@ -37,7 +37,7 @@ def path_of(host: Host, bdf: str) -> Path:
 
 def persists(host: Host, bdf: str) -> bool:
     """Will the NIC be bound at the next boot?"""
-    return path_of(host, bdf).exists()
+    return exists(path_of(host, bdf))
 
 
 def persist(host: Host, bdf: str, owner: Owner, until: Until) -> str:

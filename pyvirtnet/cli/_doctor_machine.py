@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import platform
@@ -128,11 +129,20 @@ def _module(host: Host) -> Finding:
 
 def _container(host: Host) -> Iterator[Finding]:
     path = host.dev / "vfio/vfio"
-    if not path.exists():
-        yield Finding("container", "note", f"{path} is not there yet; it comes with vfio-pci")
-    elif not os.access(path, os.R_OK | os.W_OK):
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))  # access() knows nothing of containers
+    except PermissionError as error:
         said = f"{path} cannot be opened by this user"
-        yield Finding("container", "missing", said, f"as root: chmod 0666 {path}")
+        mend = f"as root: chmod 0666 {path}"
+        if error.errno == errno.EPERM:
+            said = f"{path} was not given to this container"
+            mend = f"docker run --device {path}, or --privileged"
+        yield Finding("container", "missing", said, mend)
+    except FileNotFoundError:
+        yield Finding("container", "note", f"{path} is not there yet; it comes with vfio-pci")
+    except OSError as error:
+        said = f"{path} cannot be opened: {error.strerror}"
+        yield Finding("container", "missing", said, "as root: modprobe vfio-pci; see dmesg")
     else:
         yield Finding("container", "ok", f"{path} can be opened")
 
@@ -164,7 +174,8 @@ def _may_lock_memory(host: Host) -> bool:
 
 
 def _huge_pages(host: Host) -> Finding:
-    found = dict(line.split(":", 1) for line in read(host.proc / "meminfo").splitlines())
+    lines = read(host.proc / "meminfo").splitlines()
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
     free = int(found.get("HugePages_Free", "0").split()[0])
     size = found.get("Hugepagesize", "2048 kB").strip()
     if free:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from ..bind import VFIO_PCI, Host, Nic, status
-from ..bind.host import read
+from ..bind.host import listed, read
 from ..errors import Error
 from ..spec import Feature
 from ..vfio.problems import user_name
@@ -108,7 +108,7 @@ def _group(host: Host, nic: Nic) -> Iterator[Finding]:
 
 def _features(host: Host, nic: Nic) -> Iterator[Finding]:
     """The bits that a virtio device shows while the kernel drives it, lowest first."""
-    for path in host.path(nic.bdf).glob("virtio*/features"):
+    for path in listed(host.path(nic.bdf), "virtio*/features"):
         bits = read(path)
         offered = [one for one in Feature if one < len(bits) and bits[one] == "1"]
         if Feature.VERSION_1 not in offered:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from .container import DEV, Iommu, container
 from .function import Function
@@ -15,7 +15,8 @@ def iommu_for(function: Function, *, noiommu: bool = False, iommufd: bool = Fals
     wanted, or where the kernel has no groups any more."""
     if function.noiommu:
         return bare_container if noiommu else container  # which refuses it, and says how
-    without_group = function.group is not None and not Path(f"{DEV}/{function.group}").exists()
+    group = function.group
+    without_group = group is not None and not os.path.exists(f"{DEV}/{group}")
     if iommufd or (without_group and device_node(function)):
         return address_space
     return container

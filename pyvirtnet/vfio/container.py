@@ -132,9 +132,10 @@ class Container(Iommu):
         path = f"{DEV}/vfio"
         try:
             self._file = File.open(path)
+            version = self._file.ioctl(uapi.GET_API_VERSION)
         except OSError as error:
+            self._file.close()
             raise problems.node(path, error) from error
-        version = self._file.ioctl(uapi.GET_API_VERSION)
         if version != uapi.API_VERSION:
             self._file.close()
             raise problems.wrong_api(function, version)

@@ -8,7 +8,7 @@ import struct
 from contextlib import suppress
 from ctypes import addressof, c_char, sizeof
 from dataclasses import dataclass
-from errno import EIO, ENODEV
+from errno import EINVAL, EIO, ENODEV
 
 from ..errors import DeviceGone, Error, OutOfMemory, PortClosed, mend_of
 from . import problems, uapi
@@ -195,7 +195,9 @@ class Device:
     def _region(self, index: int) -> Bar:
         try:
             answer = query(self._file, uapi.DEVICE_GET_REGION_INFO, uapi.RegionInfo(index=index))
-        except OSError:  # EINVAL: this device has no such region
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
             return NO_REGION
         info = uapi.RegionInfo.from_buffer(answer)
         windows = [(0, info.size)] if info.flags & uapi.REGION_MMAP else []

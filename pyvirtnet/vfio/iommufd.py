@@ -121,7 +121,7 @@ class AddressSpace(Iommu):
         try:
             self._file.ioctl(IOAS_MAP, request)
         except OSError as error:
-            raise problems.mapping(region.size, error) from error
+            raise problems.mapping(region.size, error, by_user=True) from error
 
     def unmap(self, iova: int, size: int) -> None:
         if not self._file.closed:  # closing it unmapped everything

@@ -7,7 +7,7 @@ import pwd
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from errno import EBUSY, EINVAL, ENODEV, ENOENT, ENXIO
+from errno import EBUSY, EINVAL, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM, ENXIO, EPERM
 from pathlib import Path
 
 from ..dma import Region
@@ -28,6 +28,9 @@ PROC = Path("/proc")
 _CAP_IPC_LOCK = 1 << 14
 LOG = "dmesg | tail may tell why"
 _HARMLESS_DRIVERS = (*VFIO_DRIVERS, "pci-stub")
+
+_NOT_GIVEN = "not even root may open it: this container was not given it (EPERM)"
+_OR_PRIVILEGED = ", or --privileged"
 
 _TURN_ON = (
     "boot the kernel with intel_iommu=on (AMD's is on by default) and switch VT-d or AMD-Vi on in "
@@ -97,10 +100,12 @@ def wrong_api(function: Function, version: int) -> NoIommu:
     )
 
 
-def attaching(function: Function, error: OSError, module: str = "vfio_iommu_type1") -> NoIommu:
+def attaching(function: Function, error: OSError, module: str = "vfio_iommu_type1") -> Error:
     """The group could not be put behind the IOMMU."""
     if isinstance(error, PermissionError):
         return unsafe_interrupts(function, module)
+    if error.errno in (ENOMEM, EMFILE, ENFILE):
+        return refused(function.bdf, error)
     return NoIommu(
         f"cannot open {function.bdf}",
         f"the kernel can't put its group behind the IOMMU ({error.strerror})",
@@ -128,6 +133,8 @@ def node(path: str, error: OSError) -> Error:
     """/dev/vfio/vfio or /dev/iommu could not be opened."""
     if isinstance(error, PermissionError):
         what = f"cannot open {path}"
+        if error.errno == EPERM:
+            return NoPermission(what, _NOT_GIVEN, f"docker run --device {path}{_OR_PRIVILEGED}")
         return NoPermission(what, str(error.strerror), f"as root: chmod 666 {path}")
     if error.errno not in (ENOENT, ENODEV, ENXIO):
         return refused(path, error)
@@ -145,7 +152,7 @@ def refused(path: str, error: OSError) -> Error:
 def group(function: Function, path: str, error: OSError) -> Error:
     """The group's node could not be opened."""
     if isinstance(error, PermissionError):
-        return no_permission(function, path)
+        return no_permission(function, path, error)
     if isinstance(error, FileNotFoundError):
         return not_bound(function)
     return busy(function, path) if error.errno == EBUSY else refused(path, error)
@@ -223,13 +230,14 @@ def holders(path: str) -> list[tuple[int, str]]:
             continue
         try:
             if any(os.readlink(fd) == path for fd in (process / "fd").iterdir()):
-                found.append((int(process.name), (process / "comm").read_text().strip()))
+                name = (process / "comm").read_text(errors="replace")  # the kernel cuts letters
+                found.append((int(process.name), name.strip()))
         except OSError:  # gone meanwhile, or another user's
             continue
     return sorted(found)
 
 
-def no_permission(function: Function, path: str) -> NoPermission:
+def no_permission(function: Function, path: str, error: OSError) -> NoPermission:
     try:
         status = os.stat(path)
         owner = f"{path} belongs to {user_name(status.st_uid)} (mode {status.st_mode & 0o777:o})"
@@ -239,6 +247,10 @@ def no_permission(function: Function, path: str) -> NoPermission:
     if function.noiommu:
         why = f"VFIO's no-IOMMU mode is for CAP_SYS_RAWIO, and this process runs as {user}"
         return NoPermission(f"cannot open {function.bdf}", why, "run as root")
+    if error.errno == EPERM:
+        common = "/dev/iommu" if "/devices/" in path else "/dev/vfio/vfio"
+        mend = f"docker run --device {path} --device {common}{_OR_PRIVILEGED}"
+        return NoPermission(f"cannot open {function.bdf}", f"{path}: {_NOT_GIVEN}", mend)
     return NoPermission(
         f"cannot open {function.bdf}",
         f"{owner}, and this process runs as {user}",
@@ -246,20 +258,25 @@ def no_permission(function: Function, path: str) -> NoPermission:
     )
 
 
-def mapping(size: int, error: OSError) -> Error:
-    """MAP_DMA failed: the memlock limit if that explains it, else memory or address space."""
+def mapping(size: int, error: OSError, *, by_user: bool = False) -> Error:
+    """MAP_DMA failed: the memlock limit if that explains it, else memory or address space.
+
+    `by_user`: the limit is one for all processes of the user, of which nobody tells the sum.
+    """
     what = f"cannot map {size >> 10} KiB of DMA memory"
     status = _status()
     allowed = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    needed = int(status.get("VmLck", "0").split()[0]) * 1024 + size
+    locked = max(int(status.get(name, "0").split()[0]) for name in ("VmLck", "VmPin"))
+    needed = max(locked * 1024 + size, allowed + size if by_user else 0)
     limited = allowed != resource.RLIM_INFINITY and needed > allowed
     if isinstance(error, PermissionError):
         return NoPermission(what, str(error.strerror), "run as root, or as the group node's owner")
     if limited and not int(status.get("CapEff", "0"), 16) & _CAP_IPC_LOCK:
         kib = needed + 1023 >> 10
+        together = ", to all processes of this user together" if by_user else ""
         return MemlockLimit(
             what,
-            f"RLIMIT_MEMLOCK allows {allowed >> 10} KiB, and {kib} KiB are needed",
+            f"RLIMIT_MEMLOCK allows {allowed >> 10} KiB{together}, and {kib} KiB are needed",
             f"ulimit -l {kib} (as root: prlimit --pid $$ --memlock={kib << 10}), "
             "or open the port with fewer pages=",
         )
